@@ -1,0 +1,76 @@
+# The commands of the project. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STUBS := build/stubs
+PROTOS := $(shell find proto -name '*.proto' 2>/dev/null)
+
+PROMPT ?= a guide dog, noto style, on a blue background
+SEED ?= 7
+OUT ?= out
+CORPUS := build/demo/corpus
+INDEX := build/demo/index
+DATA := runs/prepared
+# How long each stage of `make train-demo` trains in one call; run it again to go on.
+SECONDS_64 ?= 3600
+SECONDS_256 ?= 1200
+SECONDS_1024 ?= 1200
+
+.PHONY: help env proto generate knowledge-base test lint train-demo train-data evaluate clean
+
+help: ## List the targets
+	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+env: $(VENV)/.ready ## Make the virtual environment (once)
+
+$(VENV)/.ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("python: %s is too old, 3.11 or newer is needed" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@printf '%s\n%s\n' "$(CURDIR)" "$(CURDIR)/$(STUBS)" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/reimagen.pth"
+	@touch $@
+
+proto: $(STUBS)/.ready ## Generate the gRPC stubs (when a contract changed)
+
+$(STUBS)/.ready: $(VENV)/.ready $(PROTOS)
+	@mkdir -p $(STUBS)
+	$(PY) -m grpc_tools.protoc -I proto --python_out=$(STUBS) --grpc_python_out=$(STUBS) --pyi_out=$(STUBS) $(PROTOS)
+	@touch $@
+
+knowledge-base: proto ## Fetch the icon sets and build the demonstration knowledge base (once)
+	$(PY) -m deploy.local knowledge-base
+
+generate: proto ## Draw a picture: make generate PROMPT="..." SEED=7 OUT=out
+	@$(PY) -m deploy.local generate --prompt "$$PROMPT" --seed "$$SEED" --out "$$OUT"
+generate: export PROMPT := $(PROMPT)
+generate: export SEED := $(SEED)
+generate: export OUT := $(OUT)
+
+test: lint knowledge-base ## Lint, then run the whole test suite
+	$(PY) -m pytest
+
+lint: proto ## ruff, pyright and buf
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/buf lint proto
+	$(VENV)/bin/pyright
+
+train-data: knowledge-base ## Prepare what training reads (once): pictures, text states, neighbors
+	$(PY) -m trainer prepare --corpus $(CORPUS) --data $(DATA)
+	$(PY) -m deploy.local with-retrieval -- $(PY) -m trainer knn --corpus $(CORPUS) --data $(DATA) --retrieval {address}
+
+train-demo: train-data ## Train the three demonstration stages, resuming; publishes to weights/
+	$(PY) -m trainer fit --preset demo-256 --data $(DATA) --run runs/demo-256 --weights weights --seconds $(SECONDS_256)
+	$(PY) -m trainer fit --preset demo-1024 --data $(DATA) --run runs/demo-1024 --weights weights --seconds $(SECONDS_1024)
+	$(PY) -m trainer fit --preset demo-64 --data $(DATA) --run runs/demo-64 --weights weights --seconds $(SECONDS_64)
+
+evaluate: knowledge-base ## Measure the weights on held-out entities: evaluation/results/demo.json and a contact sheet
+	$(PY) -m evaluation demo --corpus $(CORPUS) --index $(INDEX) --weights weights --out evaluation/results
+
+clean: ## Remove what was built (keeps the environment and the runs)
+	rm -rf build out

@@ -1,0 +1,107 @@
+"""Published stage weights: safetensors whose header carries the architecture, checked against a manifest of sha256.
+
+A weights folder holds `manifest.json` and one `unet_<size>.safetensors` for each stage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from common.files import sha256_file, write_atomic, write_json
+from common.unet.config import UNetConfig
+from common.unet.unet import UNet
+
+FORMAT = "reimagen-stage/1"
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(ValueError):
+    """Weights are missing, altered, cut short, or not of this architecture; the message names the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageWeights:
+    """A loaded stage: its U-Net in evaluation mode, the file's sha256, and what the file says of its training."""
+
+    unet: UNet
+    sha256: str
+    trained: Mapping[str, Any]
+
+
+def publish_stage(folder: Path, size: int, config: UNetConfig, weights: Mapping[str, Tensor], trained: dict[str, Any]) -> Path:
+    """Write a stage's weights as fp16 and its line of the manifest, each atomically; returns the weights' path."""
+    path = folder / f"unet_{size}.safetensors"
+    tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
+    header = {"format": FORMAT, "stage": str(size), "unet": json.dumps(config.to_json()), "trained": json.dumps(trained)}
+    write_atomic(path, save(tensors, metadata=header))
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    manifest[path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size, "stage": size}
+    write_json(folder / MANIFEST, dict(sorted(manifest.items())))
+    return path
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a weights folder.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = folder / MANIFEST
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"weights: {path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"weights: {path} is not JSON ({error})") from None
+
+
+def load_stage(folder: Path, size: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> StageWeights:
+    """Load a stage strictly: every tensor there, none unknown, every shape right, bytes as the manifest says.
+
+    Raises:
+        CheckpointError: any of that is not so.
+    """
+    path = folder / f"unet_{size}.safetensors"
+    line = read_manifest(folder).get(path.name)
+    if line is None or not path.is_file():
+        raise CheckpointError(f"weights: {path} is missing (the manifest {'names' if line else 'does not name'} it)")
+    digest = sha256_file(path)
+    if digest != line["sha256"]:
+        raise CheckpointError(
+            f"weights: {path} is corrupted: sha256 {digest[:12]}…, manifest {line['sha256'][:12]}…, {path.stat().st_size} bytes"
+        )
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"weights: {path} is no safetensors file ({error})") from None
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"weights: {path} has format {header.get('format')!r}, expected {FORMAT!r}")
+    unet = build_unet(UNetConfig.from_json(json.loads(header["unet"])), tensors, path)
+    unet = unet.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return StageWeights(unet=unet, sha256=digest, trained=json.loads(header.get("trained", "{}")))
+
+
+def build_unet(config: UNetConfig, tensors: Mapping[str, Tensor], path: Path) -> UNet:
+    """A U-Net of this architecture with these weights; `path` is named when they do not fit."""
+    unet = UNet(config)
+    expected = unet.state_dict()
+    if set(tensors) != set(expected):
+        raise CheckpointError(f"weights: {path} lacks or adds tensors: {sorted(set(tensors) ^ set(expected))[:5]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(f"weights: {path}: {name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+    dtype = next(iter(tensors.values())).dtype
+    unet = unet.to(dtype=dtype, device=next(iter(tensors.values())).device)
+    unet.load_state_dict(dict(tensors), strict=True)
+    return unet

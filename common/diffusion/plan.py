@@ -1,0 +1,90 @@
+"""A trajectory as data: whoever makes pictures writes a Plan, whoever holds the U-Net executes it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from common.diffusion.guidance import Guidance, coefficients
+from common.diffusion.randomness import MAX_SEED, generator, normal
+from common.diffusion.sampler import SAMPLERS, Sampler, StepTable, make_table
+from common.diffusion.schedule import ScheduleKind, log_snr
+from common.diffusion.threshold import THRESHOLDINGS, Thresholding
+
+MAX_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that decides one sample's trajectory through one stage, except the condition.
+
+    Attributes:
+        stage: side of the stage's picture in pixels.
+        schedule: noise schedule of the stage.
+        steps: number of denoising steps.
+        sampler: `ddpm`, `ddim` or `dpmpp_2m`.
+        guidance: strategy and weights.
+        thresholding: `none`, `static` or `dynamic`.
+        seed: of the request.
+        sample: index of the picture within the request.
+        augmentation: time in [0, 1) to which the low-resolution input is noised; 0 leaves it clean.
+    """
+
+    stage: int
+    schedule: ScheduleKind
+    steps: int
+    sampler: Sampler
+    guidance: Guidance
+    thresholding: Thresholding
+    seed: int
+    sample: int = 0
+    augmentation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"steps: {self.steps} is not in [1, {MAX_STEPS}]")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler: {self.sampler!r} is not one of {SAMPLERS}")
+        if self.thresholding not in THRESHOLDINGS:
+            raise ValueError(f"thresholding: {self.thresholding!r} is not one of {THRESHOLDINGS}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed: {self.seed} is not in [0, {MAX_SEED}]")
+        if not 0.0 <= self.augmentation < 1.0:
+            raise ValueError(f"augmentation: {self.augmentation} is not in [0, 1)")
+
+    def times(self) -> np.ndarray:
+        """Times of the steps' starts, evenly from 1 downwards [N]; the last step ends at 0."""
+        return np.linspace(1.0, 0.0, self.steps + 1)[:-1]
+
+    def table(self) -> StepTable:
+        """The steps' numbers."""
+        draws = generator(self.seed, self.stage, self.sample, "branches").random(self.steps)
+        return make_table(self.sampler, log_snr(self.schedule, self.times()), coefficients(self.guidance, draws))
+
+    def start(self, channels: int = 3) -> np.ndarray:
+        """x_T, float32 [C, stage, stage]."""
+        source = generator(self.seed, self.stage, self.sample, "start")
+        return normal(source, (channels, self.stage, self.stage))
+
+    def step_noise(self) -> np.random.Generator:
+        """The generator of the noise that ancestral steps add."""
+        return generator(self.seed, self.stage, self.sample, "steps")
+
+    def augmentation_log_snr(self) -> float:
+        """log-SNR of the low-resolution input."""
+        return float(log_snr(self.schedule, self.augmentation))
+
+    def augmentation_noise(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The noise that is mixed into the low-resolution input, float32 of `shape`."""
+        return normal(generator(self.seed, self.stage, self.sample, "augmentation"), shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes the same plan."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Plan:
+        """Inverse of `to_json`; unknown or missing names are a TypeError, values out of range a ValueError."""
+        return cls(**(document | {"guidance": Guidance(**document["guidance"])}))

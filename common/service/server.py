@@ -1,0 +1,168 @@
+"""One way to run a service: a grpc.aio server with health, reflection, metrics, limits and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from common.service.config import ConfigError, setting
+from common.service.interceptor import CallInterceptor
+from common.service.metrics import MetricsEndpoint, RpcMetrics
+
+UNIX = "unix:"
+_MAX_UNIX_PATH_BYTES = 107  # sun_path of sockaddr_un is 108 bytes on Linux, with the closing zero
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+Opened = Callable[[grpc.aio.Server], AbstractAsyncContextManager[Sequence[str]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What every service is told; a service adds its own fields in a subclass."""
+
+    address: str = setting(
+        default="127.0.0.1:50051", help="where to listen: unix:/path or host:port (port 0: any)"
+    )
+    metrics_port: int = setting(default=0, help="port of the Prometheus endpoint, on the same host; 0: none")
+    max_concurrent_calls: int = setting(
+        default=256, help="calls under way at once; more are RESOURCE_EXHAUSTED"
+    )
+    max_request_bytes: int = setting(default=4 << 20, help="largest request taken, in bytes")
+    max_response_bytes: int = setting(default=256 << 20, help="largest response sent, in bytes")
+    grace_s: float = setting(
+        default=10.0, help="seconds that calls under way get to end after SIGTERM or SIGINT"
+    )
+    parent_pid: int = setting(
+        default=0, help="end when the process with this id, which started us, ends; 0: stay"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        default="info", help="debug, info, warning or error"
+    )
+    log_style: Literal["json", "text"] = setting(default="json", help="json (one object a line) or text")
+
+
+async def serve(
+    settings: ServerSettings,
+    *,
+    opened: Opened,
+    registry: CollectorRegistry,
+    announce: Callable[[str], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM, SIGINT or `stop`; then finish the calls under way and return.
+
+    The port is bound first, so that a taken one is told at once; health answers NOT_SERVING and calls
+    UNAVAILABLE until `opened` has been entered.
+
+    Args:
+        settings: where to listen, and the limits.
+        opened: called with the server, gives a context in which the services live: on entry it opens what
+            they need, registers them, and gives their full names; on exit it closes what it opened.
+        registry: where the counts of calls go, and what the metrics endpoint shows.
+        announce: called once, when serving, with the address a client dials; prints "ready ADDRESS" when not
+            given.
+        stop: ends the serving, for a host that has no signals.
+
+    Raises:
+        ConfigError: the address cannot be used.
+        OSError: the metrics port is taken.
+    """
+    stop = stop or asyncio.Event()
+    interceptor = CallInterceptor(RpcMetrics(registry))
+    server = grpc.aio.server(
+        interceptors=[interceptor],
+        maximum_concurrent_rpcs=settings.max_concurrent_calls,
+        options=(
+            ("grpc.max_receive_message_length", settings.max_request_bytes),
+            ("grpc.max_send_message_length", settings.max_response_bytes),
+            # Without this a second server on the same port starts well and takes half of the calls.
+            ("grpc.so_reuseport", 0),
+        ),
+    )
+    checker = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+    await checker.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+    host, address = _bind(server, settings.address)
+    async with AsyncExitStack() as stack:
+        if settings.metrics_port:
+            endpoint = MetricsEndpoint(registry, host=host, port=settings.metrics_port)
+            stack.callback(endpoint.close)
+        _stop_on_signals(stop, stack)
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        names = await stack.enter_async_context(opened(server))
+        reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        interceptor.ready = True
+        for name in ("", *names):
+            await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
+        (announce or _print_ready)(address)
+        await stop.wait()
+        await checker.enter_graceful_shutdown()
+        await server.stop(settings.grace_s)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask Linux for a SIGTERM to this process when the one that started it ends, however it ends (prctl(2)).
+
+    The kernel watches the *thread* that started us: a parent starts its children from a thread that lives as
+    long as it does. Elsewhere than on Linux this does nothing.
+
+    Raises:
+        ConfigError: `parent_pid` is not the process that started this one; it may have ended already.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:  # asked after prctl: a parent that ends from now on is noticed
+        raise ConfigError(f"--parent-pid: {parent_pid} did not start this process, or has ended")
+
+
+def _bind(server: grpc.aio.Server, address: str) -> tuple[str, str]:
+    """Bind; gives the host for other endpoints, and the address to dial with a real port in it."""
+    if address.startswith(UNIX):
+        path = Path(address.removeprefix(UNIX))
+        if len(os.fsencode(path)) > _MAX_UNIX_PATH_BYTES:
+            raise ConfigError(f"address: {address!r} is longer than a Unix socket's path can be")
+        if not path.parent.is_dir():
+            raise ConfigError(f"address: the folder of {address!r} does not exist")
+    elif ":" not in address:
+        raise ConfigError(f"address: {address!r} is neither unix:/path nor host:port")
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        raise ConfigError(
+            f"address: cannot listen on {address!r} (taken, not permitted, or no such host)"
+        ) from None
+    if address.startswith(UNIX):
+        return "127.0.0.1", address
+    host = address.rpartition(":")[0]
+    return host.strip("[]"), f"{host}:{port}"
+
+
+def _stop_on_signals(stop: asyncio.Event, stack: AsyncExitStack) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, stop.set)
+        except (RuntimeError, ValueError):  # only the main thread may; a host elsewhere gives `stop`
+            return
+        stack.callback(loop.remove_signal_handler, number)
+
+
+def _print_ready(address: str) -> None:
+    print(f"ready {address}", flush=True)

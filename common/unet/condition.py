@@ -1,0 +1,107 @@
+"""What a trajectory is conditioned on, computed once and read by every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values, each [B, heads, N, head_width]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """The condition of B rows.
+
+    Attributes:
+        text: keys and values of the text, one entry for each text attention of the U-Net.
+        text_mask: true where a token may be read [B, L].
+        text_embedding: pooled text [B, embedding_width], zero where the text is dropped.
+        neighbors: keys and values of the neighbors' feature maps, one entry for each neighbor attention.
+        neighbor_mask: true where a neighbor may be read [B, K].
+        low_res: low-resolution input [B, 3, h, w]; its side is 0 where there is none.
+        augmentation: log-SNR of the low-resolution input [B].
+    """
+
+    text: tuple[KeysValues, ...]
+    text_mask: Tensor
+    text_embedding: Tensor
+    neighbors: tuple[KeysValues, ...]
+    neighbor_mask: Tensor
+    low_res: Tensor
+    augmentation: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        return self.text_mask.shape[0]
+
+    def take(self, rows: Tensor) -> Condition:
+        """The condition of these rows, in this order; a row may be taken many times."""
+        return replace(self, **{f.name: _apply(lambda t: t[rows], getattr(self, f.name)) for f in fields(self)})
+
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(t.numel() * t.element_size() for f in fields(self) for t in _tensors(getattr(self, f.name)))
+
+
+def concatenate(conditions: Sequence[Condition]) -> Condition:
+    """Stack conditions along the batch; texts and neighbor sets of different lengths are padded with masked tokens."""
+    length = max(c.text_mask.shape[1] for c in conditions)
+    count = max(c.neighbor_mask.shape[1] for c in conditions)
+    padded = [_pad(c, length, count) for c in conditions]
+    first = padded[0]
+
+    def stack(name: str) -> Tensor:
+        return torch.cat([getattr(c, name) for c in padded])
+
+    def stack_layers(name: str) -> tuple[KeysValues, ...]:
+        layers = range(len(getattr(first, name)))
+        return tuple(
+            (torch.cat([getattr(c, name)[i][0] for c in padded]), torch.cat([getattr(c, name)[i][1] for c in padded]))
+            for i in layers
+        )
+
+    return Condition(
+        text=stack_layers("text"),
+        text_mask=stack("text_mask"),
+        text_embedding=stack("text_embedding"),
+        neighbors=stack_layers("neighbors"),
+        neighbor_mask=stack("neighbor_mask"),
+        low_res=stack("low_res"),
+        augmentation=stack("augmentation"),
+    )
+
+
+def _pad(condition: Condition, length: int, count: int) -> Condition:
+    missing_text = length - condition.text_mask.shape[1]
+    missing_neighbors = count - condition.neighbor_mask.shape[1]
+    if not missing_text and not missing_neighbors:
+        return condition
+    neighbors = condition.neighbors
+    if missing_neighbors:
+        held = condition.neighbor_mask.shape[1]
+        assert held or not neighbors, "a condition without neighbor slots cannot say how long a neighbor is"
+        neighbors = tuple(
+            tuple(F.pad(t, (0, 0, 0, missing_neighbors * (t.shape[2] // held))) for t in pair) for pair in neighbors
+        )
+    return replace(
+        condition,
+        text=tuple(tuple(F.pad(t, (0, 0, 0, missing_text)) for t in pair) for pair in condition.text),
+        text_mask=F.pad(condition.text_mask, (0, missing_text)),
+        neighbors=neighbors,
+        neighbor_mask=F.pad(condition.neighbor_mask, (0, missing_neighbors)),
+    )
+
+
+def _apply(function, value):
+    if isinstance(value, Tensor):
+        return function(value)
+    return tuple((function(key), function(values)) for key, values in value)
+
+
+def _tensors(value) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [t for pair in value for t in pair]

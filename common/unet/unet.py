@@ -1,0 +1,242 @@
+"""The retrieval-conditioned U-Net: DStack, neighbor attention, UStack (Re-Imagen, section 3.2 and figure 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.diffusion.schedule import LOG_SNR_MAX
+from common.unet.condition import Condition, KeysValues
+from common.unet.config import UNetConfig
+from common.unet.layers import Attention, NoiseEmbedding, ResidualBlock
+
+SELF_SHARPNESS = 8.0
+TEXT_SHARPNESS = 4.0
+NEIGHBOR_SHARPNESS = 12.0  # sharp enough to begin by reading the same place of the neighbors
+
+
+class Level(nn.Module):
+    """Residual blocks of one grid; where it attends, each block is followed by self-attention and text attention."""
+
+    def __init__(self, config: UNetConfig, index: int) -> None:
+        super().__init__()
+        width, count = config.widths[index], config.blocks[index]
+        self.residual = nn.ModuleList(ResidualBlock(width, config.embedding_width) for _ in range(count))
+        attends = config.attention[index]
+        self.self_attention = nn.ModuleList(
+            Attention(width, width, config.head_width, positions=True, sharpness=SELF_SHARPNESS)
+            for _ in range(count if attends else 0)
+        )
+        self.text_attention = nn.ModuleList(
+            Attention(width, config.text_width, config.head_width, positions=False, sharpness=TEXT_SHARPNESS)
+            for _ in range(count if attends and config.text_width else 0)
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor, text: list[KeysValues], mask: Tensor) -> Tensor:
+        """x [B, C, H, W]; takes from the front of `text` what its text attentions need."""
+        for i, block in enumerate(self.residual):
+            x = block(x, embedding)
+            if self.self_attention:
+                attention = self.self_attention[i]
+                assert isinstance(attention, Attention)
+                x = attention(x, *attention.keys_values(x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])), None)
+            if self.text_attention:
+                x = self.text_attention[i](x, *text.pop(0), mask)
+        return x
+
+
+class DStack(nn.Module):
+    """Encodes a picture [B, C_in, H, W] to one feature map a level; x_t and the neighbors share it."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(Level(config, i) for i in range(len(config.widths)))
+        self.down = nn.ModuleList(
+            nn.Conv2d(a * 4, b, 1) for a, b in zip(config.widths[:-1], config.widths[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor, text: list[KeysValues], mask: Tensor) -> list[Tensor]:
+        features = []
+        for i, level in enumerate(self.levels):
+            if i:
+                x = self.down[i - 1](F.pixel_unshuffle(x, 2))
+            x = level(x, embedding, text, mask)
+            features.append(x)
+        return features
+
+
+class UStack(nn.Module):
+    """Decodes the feature maps to a map of the finest grid."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(Level(config, i) for i in reversed(range(len(config.widths))))
+        self.up = nn.ModuleList(
+            nn.Conv2d(b, a * 4, 1) for a, b in reversed(list(zip(config.widths[:-1], config.widths[1:], strict=True)))
+        )
+
+    def forward(self, features: list[Tensor], embedding: Tensor, text: list[KeysValues], mask: Tensor) -> Tensor:
+        x = features[-1]
+        for i, level in enumerate(self.levels):
+            if i:
+                x = F.pixel_shuffle(self.up[i - 1](x), 2) + features[-1 - i]
+            x = level(x, embedding, text, mask)
+        return x
+
+
+class UNet(nn.Module):
+    """A stage's network. `condition` runs once a trajectory, `denoise` at every step."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        first, patch = config.widths[0], config.patch
+        self.embed_noise = NoiseEmbedding(config.embedding_width)
+        self.stem = nn.Conv2d(3 * patch * patch, first, 3, padding=1)
+        self.dstack = DStack(config)
+        self.ustack = UStack(config)
+        self.neighbor_attention = nn.ModuleList(
+            Attention(w, w, config.head_width, positions=True, sharpness=NEIGHBOR_SHARPNESS)
+            for w, attends in zip(config.widths, config.neighbor_attention, strict=True)
+            if attends
+        )
+        self.pool_text = nn.Linear(config.text_width, config.embedding_width) if config.text_width else None
+        if config.scale > 1:
+            fold = patch // config.scale
+            self.embed_augmentation = NoiseEmbedding(config.embedding_width)
+            self.low_res_stem = nn.Conv2d(3 * fold * fold, first, 3, padding=1)
+        self.head = nn.Conv2d(first, 3 * patch * patch, 3, padding=1)
+        nn.init.normal_(self.head.weight, std=1e-3)
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.stem.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.stem.weight.device
+
+    def condition(
+        self,
+        *,
+        text: Tensor,
+        text_mask: Tensor,
+        neighbors: Tensor,
+        neighbor_text: Tensor,
+        neighbor_text_mask: Tensor,
+        neighbor_mask: Tensor,
+        low_res: Tensor | None = None,
+        augmentation: Tensor | None = None,
+        group: Tensor | None = None,
+    ) -> Condition:
+        """Compute what does not change over a trajectory.
+
+        Args:
+            text: token states [B, L, text_width]; text_mask [B, L], true where there is a token.
+            neighbors: pictures in [-1, 1] [B, K, 3, H, W], K may be 0.
+            neighbor_text: their captions' states [B, K, L', text_width]; neighbor_text_mask [B, K, L'].
+            neighbor_mask: true where there is a neighbor [B, K].
+            low_res: low-resolution picture in [-1, 1], already noised to `augmentation` [B, 3, h, w].
+            augmentation: its log-SNR [B].
+            group: which neighbor set each row has [B], where fewer sets than rows are given; None: row i has set i.
+        """
+        batch, uses_neighbors = text.shape[0], self.config.uses_neighbors
+        encoded = self._encode_neighbors(neighbors, neighbor_text, neighbor_text_mask) if uses_neighbors else ()
+        if not uses_neighbors:
+            neighbor_mask = neighbor_mask[:, :0]
+        if group is not None:
+            encoded = tuple((key[group], value[group]) for key, value in encoded)
+            neighbor_mask = neighbor_mask[group]
+        if (low_res is None) != (self.config.scale == 1) or (augmentation is None) != (self.config.scale == 1):
+            raise ValueError("low_res: a super-resolution U-Net needs it with its augmentation; no other takes it")
+        return Condition(
+            text=self._text(self._text_attentions(), text),
+            text_mask=text_mask if self.pool_text is not None else text_mask[:, :0],
+            text_embedding=self._pool(text, text_mask),
+            neighbors=encoded,
+            neighbor_mask=neighbor_mask,
+            low_res=low_res if low_res is not None else text.new_zeros(batch, 3, 0, 0),
+            augmentation=augmentation if augmentation is not None else text.new_zeros(batch),
+        )
+
+    def denoise(self, x_t: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
+        """The stage's prediction [B, 3, H, W] for x_t [B, 3, H, W] at log-SNR [B]."""
+        embedding = self.embed_noise(log_snr) + condition.text_embedding
+        x = self.stem(F.pixel_unshuffle(x_t, self.config.patch))
+        if self.config.scale > 1:
+            embedding = embedding + self.embed_augmentation(condition.augmentation)
+            x = x + self.low_res_stem(F.pixel_unshuffle(condition.low_res, self.config.patch // self.config.scale))
+        text = list(condition.text)
+        features = self.dstack(x, embedding, text, condition.text_mask)
+        features = self._attend_to_neighbors(features, condition)
+        x = self.ustack(features, embedding, text, condition.text_mask)
+        residual = F.pixel_shuffle(self.head(x), self.config.patch)
+        if self.config.scale > 1:
+            size = (x_t.shape[2], x_t.shape[3])
+            enlarged = F.interpolate(condition.low_res.float(), size, mode="bicubic", align_corners=False)
+            return enlarged.to(residual.dtype) + residual
+        return residual
+
+    def forward(self, x_t: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
+        """Same as `denoise`, so that wrappers which hook `forward` (compilers, data parallel) see it."""
+        return self.denoise(x_t, log_snr, condition)
+
+    def _attend_to_neighbors(self, features: list[Tensor], condition: Condition) -> list[Tensor]:
+        attended, layer = list(features), 0
+        for i, attends in enumerate(self.config.neighbor_attention):
+            if not attends:
+                continue
+            key, value = condition.neighbors[layer]
+            count = condition.neighbor_mask.shape[1]
+            per_neighbor = key.shape[2] // count if count else 0
+            mask = condition.neighbor_mask.repeat_interleave(per_neighbor, dim=1)
+            attended[i] = self.neighbor_attention[layer](features[i], key, value, mask)
+            layer += 1
+        return attended
+
+    def _encode_neighbors(self, pictures: Tensor, text: Tensor, text_mask: Tensor) -> tuple[KeysValues, ...]:
+        """The DStack at t = 0 over each neighbor with its own caption; K maps become one set of tokens a level."""
+        batch, count = pictures.shape[:2]
+        flat, flat_text, flat_mask = pictures.flatten(0, 1), text.flatten(0, 1), text_mask.flatten(0, 1)
+        features: list[Tensor] = []
+        if count:
+            clean = torch.full((batch * count,), LOG_SNR_MAX, device=pictures.device)
+            embedding = self.embed_noise(clean) + self._pool(flat_text, flat_mask)
+            x = self.stem(F.pixel_unshuffle(flat, self.config.patch))
+            features = self.dstack(x, embedding, list(self._text(self._text_attentions(self.dstack), flat_text)), flat_mask)
+        encoded, layer = [], 0
+        for i, attends in enumerate(self.config.neighbor_attention):
+            if not attends:
+                continue
+            width = self.config.widths[i]
+            grid = (features[i].shape[2], features[i].shape[3]) if count else None
+            tokens = (
+                features[i].flatten(2).transpose(1, 2).reshape(batch, -1, width)
+                if count
+                else pictures.new_zeros(batch, 0, width)
+            )
+            attention = self.neighbor_attention[layer]
+            assert isinstance(attention, Attention)
+            encoded.append(attention.keys_values(tokens, grid))
+            layer += 1
+        return tuple(encoded)
+
+    def _text_attentions(self, part: nn.Module | None = None) -> list[Attention]:
+        """Text attentions in the order in which a pass meets them: the DStack's, then the UStack's."""
+        stacks = (self.dstack, self.ustack) if part is None else (part,)
+        return [a for stack in stacks for level in stack.levels for a in level.text_attention]  # type: ignore[union-attr]
+
+    @staticmethod
+    def _text(attentions: list[Attention], text: Tensor) -> tuple[KeysValues, ...]:
+        return tuple(attention.keys_values(text) for attention in attentions)
+
+    def _pool(self, text: Tensor, mask: Tensor) -> Tensor:
+        if self.pool_text is None:
+            return text.new_zeros(text.shape[0], self.config.embedding_width)
+        weights = mask.to(text.dtype)[..., None]
+        mean = (text * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        present = mask.any(1)[:, None].to(text.dtype)
+        return self.pool_text(mean) * present

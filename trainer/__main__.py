@@ -1,0 +1,160 @@
+"""`python -m trainer prepare | knn | fit | publish`: from a corpus to weights that a server loads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import grpc
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.checkpoint import CheckpointError
+from common.corpus import CorpusError
+from common.service.command import run_command
+from common.stages import stage
+from common.text import TextEncoder, packaged_encoder
+from trainer.crops import DRAWN_SIZE, prepare_crops
+from trainer.dataset import RENDER_SIZE, Prepared, Progress, open_prepared, prepare
+from trainer.fit import Schedule, Trainer, open_run
+from trainer.knn import write_neighbors
+from trainer.look import look
+from trainer.presets import PRESETS, Preset, preset
+from trainer.publish import publish
+from trainer.sources import CropSource, NeighborSource, Source
+
+EXPECTED = (CorpusError, CheckpointError, ValueError, FileNotFoundError, grpc.RpcError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit status (2 and one line on standard error for bad input)."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, text: str, body: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.add_argument("--data", type=Path, required=True, help="folder of the prepared arrays")
+        made.set_defaults(body=body)
+        return made
+
+    preparing = command("prepare", "render pictures and encode captions, once", _prepare)
+    preparing.add_argument("--corpus", type=Path, required=True)
+    preparing.add_argument("--text-encoder", default="", help="folder or hub name; empty: the packaged MiniLM")
+    asking = command("knn", "ask the retrieval service for every pair's neighbors, once", _knn)
+    asking.add_argument("--corpus", type=Path, required=True)
+    asking.add_argument("--retrieval", required=True, help="address of the retrieval service, e.g. unix:/path")
+    fitting = command("fit", "train a preset, resuming what its run folder holds", _fit)
+    publishing = command("publish", "write a run's averaged weights for serving", _publish)
+    for made in (fitting, publishing):
+        made.add_argument("--preset", choices=sorted(PRESETS), required=True)
+        made.add_argument("--run", type=Path, required=True, help="folder of the run")
+        made.add_argument("--weights", type=Path, help="weights folder; fit publishes there at its end if given")
+    fitting.add_argument("--seconds", type=float, help="stop after so long; the run can be resumed")
+    fitting.add_argument("--examples", type=int, help="stop after so many examples in all")
+    fitting.add_argument("--evaluate-every", type=float, default=Schedule.evaluate_every_s, help="seconds")
+    fitting.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
+    fitting.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    flags = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    return run_command("trainer", lambda: flags.body(flags), expected=EXPECTED)
+
+
+def _progress() -> Progress:
+    bars: dict[str, tqdm] = {}
+
+    def report(task: str, done: int, total: int) -> None:
+        if task not in bars:
+            bars[task] = tqdm(desc=task, total=total, mininterval=1.0)
+        bars[task].update(done - bars[task].n)
+        if done == total:
+            bars[task].close()
+
+    return report
+
+
+def _prepare(flags: argparse.Namespace) -> None:
+    prepare(flags.corpus, flags.data, lambda: TextEncoder(flags.text_encoder or packaged_encoder()), _progress())
+    prepare_crops(flags.corpus, flags.data, _progress())
+
+
+def _knn(flags: argparse.Namespace) -> None:
+    print(write_neighbors(flags.corpus, flags.data, flags.retrieval, _progress()))
+
+
+def _fit(flags: argparse.Namespace) -> None:
+    row = preset(flags.preset)
+    if flags.dry_run:
+        print(json.dumps(row.to_json(), indent=2))
+        return
+    torch.set_num_threads(flags.threads)
+    trainer, prepared = _open(flags, row)
+    _write_description(flags.run, row, prepared)
+    _train(trainer, flags)
+    if flags.weights:
+        print(publish(trainer, flags.weights, prepared.fingerprint))
+
+
+def _train(trainer: Trainer, flags: argparse.Namespace) -> None:
+    started, first = time.monotonic(), trainer.state.examples
+    end = min(flags.examples or trainer.preset.total_examples, trainer.preset.total_examples)
+    with tqdm(desc=trainer.preset.name, total=end, initial=first, unit="ex", mininterval=2.0) as bar:
+
+        def show(examples: int, figures: dict[str, float]) -> None:
+            bar.update(examples - bar.n)
+            bar.set_postfix(loss=f"{figures['loss']:.4f}", refresh=False)
+            out_of_time = flags.seconds is not None and time.monotonic() - started > flags.seconds
+            trainer.stopping = trainer.stopping or out_of_time or examples >= end
+
+        trainer.run(Schedule(evaluate_every_s=flags.evaluate_every), show, look)
+
+
+def _publish(flags: argparse.Namespace) -> None:
+    if not flags.weights:
+        raise ValueError("--weights: is needed to publish")
+    trainer, prepared = _open(flags, preset(flags.preset))
+    if not trainer.state.step:
+        raise ValueError(f"--run: {flags.run} holds no readable state")
+    print(publish(trainer, flags.weights, prepared.fingerprint))
+
+
+def _open(flags: argparse.Namespace, row: Preset) -> tuple[Trainer, Prepared]:
+    prepared = open_prepared(flags.data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer, skipped = open_run(row, _source(row, prepared), flags.run, device)
+    for line in skipped:
+        logging.warning("passed over: %s", line)
+    return trainer, prepared
+
+
+def _source(row: Preset, prepared: Prepared) -> Source:
+    if row.unet.scale == 1:
+        return NeighborSource(prepared=prepared, preset=row)
+    spec = stage(row.stage)
+    if spec.size <= RENDER_SIZE:
+        pixels, owners = prepared.pictures[RENDER_SIZE], np.arange(len(prepared.keys))
+    else:
+        folder = prepared.folder / f"crops-{DRAWN_SIZE}"
+        pixels, owners = np.load(folder / "pixels.npy", mmap_mode="r"), np.load(folder / "owners.npy")
+    return CropSource(prepared=prepared, preset=row, spec=spec, pixels=pixels, owners=owners)
+
+
+def _write_description(run: Path, row: Preset, prepared: Prepared) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    described = {
+        "preset": row.to_json(),
+        "corpus_fingerprint": prepared.fingerprint,
+        "torch": torch.__version__,
+        "command": sys.argv[1:],
+    }
+    (run / "run.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""What a training step reads, prepared once: pictures, text states, neighbors. All are plain arrays on disk."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.corpus import Pair, iter_pairs, read_manifest
+from common.files import replacing_folder, write_json
+from common.images import rasterize, shrink
+from common.scenes import Scene, caption, sample_scene
+from common.text import TextEncoder
+
+RENDER_SIZE = 256
+NUM_SCENES = 4  # captions encoded per pair: the first is plain white, which is also the knowledge base's caption
+TAG = "2"
+
+Progress = Callable[[str, int, int], None]
+"""(task, done, total)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A prepared corpus, opened.
+
+    Attributes:
+        keys, entities, styles, held_out: of each pair [N].
+        scenes: NUM_SCENES scenes of each pair, the first plain white.
+        pictures: premultiplied RGBA uint8 [N, side, side, 4] by side, memory-mapped.
+        states: token states of every caption, end to end, float16 [T, width].
+        offsets: first token of caption (pair * NUM_SCENES + variant), int64 [N * NUM_SCENES + 1].
+        neighbors: indices of each pair's nearest other pairs, -1 where there are fewer, int32 [N, candidates].
+    """
+
+    folder: Path
+    fingerprint: str
+    keys: list[str]
+    entities: list[str]
+    styles: list[str]
+    held_out: np.ndarray
+    scenes: list[list[Scene]]
+    pictures: dict[int, np.ndarray]
+    states: np.ndarray
+    offsets: np.ndarray
+    neighbors: np.ndarray
+
+    def text(self, captions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """States float32 [B, L, width] and mask bool [B, L] of caption numbers (pair * NUM_SCENES + variant)."""
+        spans = [(int(self.offsets[c]), int(self.offsets[c + 1])) for c in captions]
+        longest = max((end - start for start, end in spans), default=1)
+        states = np.zeros((len(spans), longest, self.states.shape[1]), np.float32)
+        mask = np.zeros((len(spans), longest), bool)
+        for row, (start, end) in enumerate(spans):
+            states[row, : end - start] = self.states[start:end]
+            mask[row, : end - start] = True
+        return states, mask
+
+
+def scenes_of(key: str) -> list[Scene]:
+    """The scenes in which a pair is trained, drawn from its key: plain white first."""
+    rng = random.Random(f"scenes/{key}")
+    drawn = [Scene()]
+    while len(drawn) < NUM_SCENES:
+        scene = sample_scene(rng)
+        if scene != Scene():
+            drawn.append(scene)
+    return drawn
+
+
+def spoken_caption(key: str, variant: int, entity: str, style: str, scene: Scene) -> str:
+    """The caption as a person might type it: three in ten of the drawn ones begin with an article."""
+    words = caption(entity, style, scene)
+    rng = random.Random(f"article/{key}/{variant}")
+    if variant == 0 or rng.random() >= 0.3:
+        return words
+    return f"{rng.choice(('a', 'an' if entity[0] in 'aeiou' else 'a', 'the'))} {words}"
+
+
+def prepare(corpus: Path, folder: Path, encoder: Callable[[], TextEncoder], progress: Progress) -> None:
+    """Write pictures and text states of `corpus` under `folder`, each part once; what is there is kept.
+
+    Neighbors are written by `trainer.knn`, through the retrieval service.
+    """
+    fingerprint = read_manifest(corpus).fingerprint
+    done = folder / f"prepared-{TAG}-{fingerprint[:12]}.json"
+    if done.is_file():
+        return
+    pairs = list(iter_pairs(corpus))
+    if not (folder / "pictures" / f"{RENDER_SIZE}.npy").is_file():
+        _render(pairs, folder / "pictures", progress)
+    if not (folder / "text" / "offsets.npy").is_file():
+        _encode(pairs, folder / "text", encoder(), progress)
+    described = [
+        {"key": p.key, "entity": p.entity, "style": p.facets.get("style", ""), "held_out": p.held_out} for p in pairs
+    ]
+    write_json(done, {"fingerprint": fingerprint, "pairs": described})
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """Open what `prepare` and `knn` wrote.
+
+    Raises:
+        FileNotFoundError: a part is missing; the message names it.
+    """
+    found = sorted(folder.glob(f"prepared-{TAG}-*.json"))
+    if not found:
+        raise FileNotFoundError(f"data: {folder} holds no prepared corpus; run `python -m trainer prepare` first")
+    document = json.loads(found[-1].read_text())
+    pairs = document["pairs"]
+    return Prepared(
+        folder=folder,
+        fingerprint=document["fingerprint"],
+        keys=[p["key"] for p in pairs],
+        entities=[p["entity"] for p in pairs],
+        styles=[p["style"] for p in pairs],
+        held_out=np.array([p["held_out"] for p in pairs]),
+        scenes=[scenes_of(p["key"]) for p in pairs],
+        pictures={int(f.stem): np.load(f, mmap_mode="r") for f in (folder / "pictures").glob("*.npy")},
+        states=np.load(folder / "text" / "states.npy", mmap_mode="r"),
+        offsets=np.load(folder / "text" / "offsets.npy"),
+        neighbors=np.load(folder / "knn" / f"{document['fingerprint']}.npy"),
+    )
+
+
+def _render(pairs: Sequence[Pair], folder: Path, progress: Progress) -> None:
+    sides = [RENDER_SIZE >> shift for shift in range(5)]  # 256 to 16: two grown sizes, and a small entity in each
+    with replacing_folder(folder) as temporary:
+        arrays = {
+            side: np.lib.format.open_memmap(
+                temporary / f"{side}.npy", mode="w+", dtype=np.uint8, shape=(len(pairs), side, side, 4)
+            )
+            for side in sides
+        }
+        for i, pair in enumerate(pairs):
+            full = rasterize(pair.image, pair.image_format, RENDER_SIZE)
+            for side in sides:
+                arrays[side][i] = full if side == RENDER_SIZE else shrink(full, RENDER_SIZE // side)
+            progress("pictures", i + 1, len(pairs))
+        for array in arrays.values():
+            array.flush()
+
+
+def _encode(pairs: Sequence[Pair], folder: Path, encoder: TextEncoder, progress: Progress, batch: int = 256) -> None:
+    texts = [
+        spoken_caption(pair.key, variant, pair.entity, pair.facets.get("style", ""), scene)
+        for pair in pairs
+        for variant, scene in enumerate(scenes_of(pair.key))
+    ]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths together: little padding
+    encoded: list[np.ndarray] = [np.empty(0)] * len(texts)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        states, mask = encoder.encode([texts[i] for i in chosen])
+        for row, i in enumerate(chosen):
+            encoded[i] = states[row][mask[row]].numpy().astype(np.float16)
+        progress("captions", start + len(chosen), len(texts))
+    with replacing_folder(folder) as temporary:
+        np.save(temporary / "states.npy", np.concatenate(encoded))
+        np.save(temporary / "offsets.npy", np.cumsum([0, *(len(e) for e in encoded)]))
+
+

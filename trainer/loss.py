@@ -1,0 +1,92 @@
+"""The training loss, and the paired held-out losses that show retrieval being learnt."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.conditioning import keep
+from common.diffusion.parameterization import diffuse, loss_weight, target
+from common.diffusion.schedule import alpha_sigma, log_snr
+from common.stages import StageSpec
+from common.unet.condition import Condition
+from common.unet.unet import UNet
+from trainer.batches import Batch
+
+
+def condition_of(unet: UNet, spec: StageSpec, batch: Batch) -> Condition:
+    """The batch's condition, nothing dropped: each neighbor set is encoded once and shared by its examples."""
+    low_res, augmentation = None, None
+    if unet.config.scale > 1:
+        augmentation = _log_snr(spec, batch.low_res_t)
+        alpha, sigma = _rows(augmentation)
+        low_res = diffuse(batch.low_res, batch.low_res_eps, alpha, sigma)
+    return unet.condition(
+        text=batch.text,
+        text_mask=batch.text_mask,
+        neighbors=batch.neighbors,
+        neighbor_text=batch.neighbor_text,
+        neighbor_text_mask=batch.neighbor_text_mask,
+        neighbor_mask=batch.neighbor_mask,
+        low_res=low_res,
+        augmentation=augmentation,
+        group=batch.group,
+    )
+
+
+def example_losses(unet: UNet, spec: StageSpec, batch: Batch, condition: Condition) -> Tensor:
+    """Weighted squared error of each example [B] under a condition."""
+    log_snr_t = _log_snr(spec, batch.t)
+    alpha, sigma = _rows(log_snr_t)
+    x_t = diffuse(batch.x0, batch.eps, alpha, sigma)
+    said = unet(x_t, log_snr_t, condition)
+    wanted = target(spec.prediction, batch.x0, batch.eps, alpha, sigma)
+    weight = loss_weight(spec.prediction, log_snr_t.exp(), spec.loss_gamma)
+    return weight * (said.float() - wanted).square().mean(dim=(1, 2, 3))
+
+
+def training_loss(unet: UNet, spec: StageSpec, batch: Batch) -> Tensor:
+    """Mean loss of a batch, with its draws of dropped text and dropped neighbors."""
+    condition = keep(condition_of(unet, spec, batch), batch.keep_text, batch.keep_neighbors)
+    return example_losses(unet, spec, batch, condition).mean()
+
+
+@torch.no_grad()
+def paired_losses(unet: UNet, spec: StageSpec, batches: list[Batch]) -> dict[str, float]:
+    """Held-out loss on the same times and noise, under the four conditions and with another prompt's neighbors."""
+    sums: dict[str, list[float]] = {}
+    for batch in batches:
+        condition = condition_of(unet, spec, batch)
+        yes = torch.ones_like(batch.keep_text)
+        no = torch.zeros_like(yes)
+        # Examples of one set stand together: rolling by a whole set gives every example a stranger's neighbors.
+        draws = batch.group.shape[0] // batch.neighbors.shape[0]
+        stranger = torch.arange(batch.group.shape[0]).roll(draws)
+        rolled = condition.take(stranger)
+        variants = {
+            "full": condition,
+            "text_only": keep(condition, yes, no),
+            "neighbors_only": keep(condition, no, yes),
+            "none": keep(condition, no, no),
+            "wrong_neighbors": _with_neighbors(condition, rolled),
+        }
+        for name, variant in variants.items():
+            sums.setdefault(name, []).append(float(example_losses(unet, spec, batch, variant).mean()))
+    return {name: float(np.mean(values)) for name, values in sums.items()}
+
+
+def _with_neighbors(condition: Condition, other: Condition) -> Condition:
+    return Condition(
+        **{**vars(condition), "neighbors": other.neighbors, "neighbor_mask": other.neighbor_mask}
+    )
+
+
+def _log_snr(spec: StageSpec, t: Tensor) -> Tensor:
+    values = log_snr(spec.schedule, t.detach().cpu().double().numpy())
+    return torch.from_numpy(values).to(t.device, torch.float32)
+
+
+def _rows(log_snr_t: Tensor) -> tuple[Tensor, Tensor]:
+    alpha, sigma = alpha_sigma(log_snr_t)
+    return alpha[:, None, None, None], sigma[:, None, None, None]

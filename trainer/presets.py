@@ -1,0 +1,173 @@
+"""Named training runs: one row is one complete configuration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from common.unet.config import UNetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A training run.
+
+    Attributes:
+        name: of the row.
+        stage: side of the stage's picture, see `common.stages`.
+        unet: architecture.
+        curriculum: (examples seen, side in pixels) steps: until that many examples, train at that side; the last
+            side goes on. Super-resolution trains on crops of its side.
+        groups, draws: a batch is `groups` sets of neighbors times `draws` pictures that share them.
+        neighbors: k, pairs that condition a picture.
+        text_dropout, neighbor_dropout: independent probabilities of the null condition (Re-Imagen, section 3.3).
+        learning_rate, warmup_steps, decay_examples: linear warm-up, constant, then 1 / sqrt past `decay_examples`.
+        ema_decay: of the averaged weights, reached by warm-up (1 + step) / (10 + step).
+        clip_norm: global gradient norm is clipped to this.
+        total_examples: the run ends here.
+        seed: of every draw.
+    """
+
+    name: str
+    stage: int
+    unet: UNetConfig
+    curriculum: tuple[tuple[int, int], ...]
+    groups: int
+    draws: int
+    neighbors: int
+    text_dropout: float
+    neighbor_dropout: float
+    learning_rate: float
+    warmup_steps: int
+    decay_examples: int
+    ema_decay: float
+    clip_norm: float
+    total_examples: int
+    seed: int
+
+    @property
+    def batch(self) -> int:
+        return self.groups * self.draws
+
+    def side(self, examples: int) -> int:
+        """Side of the pictures (or crops) trained at after `examples`."""
+        return next((side for until, side in self.curriculum if examples < until), self.curriculum[-1][1])
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_DEMO_64 = Preset(
+    name="demo-64",
+    stage=64,
+    unet=UNetConfig(
+        patch=4,
+        widths=(96, 256),
+        blocks=(2, 2),
+        attention=(False, True),
+        neighbor_attention=(True, True),
+        head_width=32,
+        text_width=384,
+        embedding_width=256,
+        scale=1,
+    ),
+    curriculum=((160_000, 32), (2**62, 64)),
+    groups=12,
+    draws=4,
+    neighbors=2,
+    text_dropout=0.1,
+    neighbor_dropout=0.1,
+    learning_rate=1e-3,
+    warmup_steps=200,
+    decay_examples=200_000,
+    ema_decay=0.999,
+    clip_norm=1.0,
+    total_examples=4_000_000,
+    seed=0,
+)
+
+_DEMO_256 = replace(
+    _DEMO_64,
+    name="demo-256",
+    stage=256,
+    unet=UNetConfig(
+        patch=4,
+        widths=(64, 128),
+        blocks=(2, 2),
+        attention=(False, False),
+        neighbor_attention=(False, False),
+        head_width=32,
+        text_width=0,
+        embedding_width=128,
+        scale=4,
+    ),
+    curriculum=((2**62, 64),),
+    groups=32,
+    draws=1,
+    neighbors=0,
+    decay_examples=60_000,
+    total_examples=400_000,
+)
+
+_DEMO_1024 = replace(
+    _DEMO_256,
+    name="demo-1024",
+    stage=1024,
+    unet=UNetConfig(
+        patch=8,
+        widths=(64, 96),
+        blocks=(2, 1),
+        attention=(False, False),
+        neighbor_attention=(False, False),
+        head_width=32,
+        text_width=0,
+        embedding_width=128,
+        scale=4,
+    ),
+    curriculum=((2**62, 128),),
+)
+
+_TINY_UNET = UNetConfig(
+    patch=2,
+    widths=(16, 32),
+    blocks=(1, 1),
+    attention=(False, True),
+    neighbor_attention=(True, True),
+    head_width=8,
+    text_width=384,
+    embedding_width=32,
+    scale=1,
+)
+_TINY_64 = replace(
+    _DEMO_64,
+    name="tiny-64",
+    unet=_TINY_UNET,
+    curriculum=((64, 16), (2**62, 32)),
+    groups=4,
+    draws=2,
+    warmup_steps=4,
+    total_examples=128,
+)
+_TINY_SR_UNET = replace(_TINY_UNET, patch=4, attention=(False, False), neighbor_attention=(False, False), scale=4)
+_TINY_256 = replace(
+    _DEMO_256,
+    name="tiny-256",
+    unet=replace(_TINY_SR_UNET, text_width=0),
+    curriculum=((2**62, 32),),
+    groups=4,
+    warmup_steps=4,
+    total_examples=64,
+)
+
+PRESETS: dict[str, Preset] = {p.name: p for p in (_DEMO_64, _DEMO_256, _DEMO_1024, _TINY_64, _TINY_256)}
+
+
+def preset(name: str) -> Preset:
+    """The row of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: {name!r} is not one of {sorted(PRESETS)}")
+    return PRESETS[name]

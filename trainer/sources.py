@@ -1,0 +1,83 @@
+"""Where a preset's batches come from: whole pictures with neighbors, or crops of vector pictures."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from common.scenes import Scene, compose, sample_scene
+from common.stages import StageSpec
+from trainer.batches import Batch, base_batch, random_crops, super_resolution_batch
+from trainer.dataset import RENDER_SIZE, Prepared
+from trainer.presets import Preset
+
+
+class Source(Protocol):
+    """Draws batches of training pairs, and of held-out pairs for evaluation."""
+
+    def batch(self, rng: np.random.Generator, side: int) -> Batch: ...
+
+    def held_out_batch(self, rng: np.random.Generator, side: int) -> Batch: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighborSource:
+    """Batches of the first stage."""
+
+    prepared: Prepared
+    preset: Preset
+
+    def batch(self, rng: np.random.Generator, side: int) -> Batch:
+        return base_batch(self.prepared, self.preset, rng, side, self._anchors(rng, held_out=False))
+
+    def held_out_batch(self, rng: np.random.Generator, side: int) -> Batch:
+        return base_batch(self.prepared, self.preset, rng, side, self._anchors(rng, held_out=True))
+
+    def _anchors(self, rng: np.random.Generator, *, held_out: bool) -> np.ndarray:
+        enough = (self.prepared.neighbors >= 0).sum(1) >= max(1, self.preset.neighbors)
+        return rng.choice(np.flatnonzero((self.prepared.held_out == held_out) & enough), self.preset.groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropSource:
+    """Batches of a super-resolution stage: crops of pictures drawn at RENDER_SIZE, or of stored larger crops.
+
+    Attributes:
+        pixels: premultiplied RGBA uint8 [N, side, side, 4].
+        owners: the pair of each row of `pixels` [N].
+    """
+
+    prepared: Prepared
+    preset: Preset
+    spec: StageSpec
+    pixels: np.ndarray
+    owners: np.ndarray
+
+    def batch(self, rng: np.random.Generator, side: int) -> Batch:
+        return self._draw(rng, side, held_out=False)
+
+    def held_out_batch(self, rng: np.random.Generator, side: int) -> Batch:
+        return self._draw(rng, side, held_out=True)
+
+    def _draw(self, rng: np.random.Generator, side: int, *, held_out: bool) -> Batch:
+        rows = rng.choice(np.flatnonzero(self.prepared.held_out[self.owners] == held_out), self.preset.groups)
+        pictures = [self._picture(int(row), rng) for row in rows]
+        crops = random_crops(pictures, rng, side, self.spec.scale)
+        return super_resolution_batch(crops, self.preset, rng, side, self.spec.train_augmentation)
+
+    def _picture(self, row: int, rng: np.random.Generator) -> np.ndarray:
+        full = self.pixels[row]
+        color = sample_scene(_python_rng(rng)).color
+        # Small entities are seen too: a quarter of whole pictures are drawn at half their side in a corner.
+        if full.shape[0] == RENDER_SIZE and rng.random() < 0.25:
+            corner = ("top left", "top right", "bottom left", "bottom right")[int(rng.integers(4))]
+            half = self.prepared.pictures[RENDER_SIZE // 2][self.owners[row]]
+            return compose(lambda n: half, Scene(color=color, corner=corner), RENDER_SIZE)
+        return compose(lambda n: full, Scene(color=color), full.shape[0])
+
+
+def _python_rng(rng: np.random.Generator) -> random.Random:
+    return random.Random(int(rng.integers(2**62)))

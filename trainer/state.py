@@ -1,0 +1,111 @@
+"""A run's state: weights, their average, the optimizer, the position. Saved so that a resumed run is the same run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from common.checkpoint import CheckpointError
+from common.files import write_atomic
+from common.unet.unet import UNet
+from trainer.presets import Preset
+
+KEPT = 2  # states of a run kept on disk: a damaged last one falls back to the one before
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """Everything that a step changes."""
+
+    unet: UNet
+    average: dict[str, Tensor]
+    optimizer: torch.optim.Adam
+    step: int
+    examples: int
+
+    def update_average(self, decay: float) -> None:
+        """Move the averaged weights towards the weights; early steps count more (decay warms up)."""
+        share = 1.0 - min(decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            weights = self.unet.state_dict()
+            names = list(self.average)
+            torch._foreach_lerp_([self.average[n] for n in names], [weights[n] for n in names], share)
+
+
+def new_state(preset: Preset, device: torch.device) -> RunState:
+    """A run at its beginning; the initial weights come from the preset's seed."""
+    torch.manual_seed(preset.seed)
+    unet = UNet(preset.unet).to(device=device, memory_format=torch.channels_last)
+    average = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    return RunState(unet=unet, average=average, optimizer=_optimizer(unet, preset), step=0, examples=0)
+
+
+def _optimizer(unet: UNet, preset: Preset) -> torch.optim.Adam:
+    return torch.optim.Adam(unet.parameters(), lr=preset.learning_rate, betas=(0.9, 0.99), eps=1e-8)
+
+
+def save_state(folder: Path, state: RunState, preset: Preset) -> Path:
+    """Write the state atomically, then drop all but the newest KEPT."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.unet.state_dict().items():
+        tensors[f"weights/{name}"] = tensor.contiguous()
+    for name, tensor in state.average.items():
+        tensors[f"average/{name}"] = tensor.contiguous()
+    for name, parameter in state.unet.named_parameters():
+        for kind, tensor in state.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{kind}/{name}"] = tensor.contiguous()
+    header = {"step": str(state.step), "examples": str(state.examples), "preset": json.dumps(preset.to_json())}
+    path = folder / f"state-{state.step:08d}.safetensors"
+    write_atomic(path, save({k: v.detach().cpu() for k, v in tensors.items()}, metadata=header))
+    for old in sorted(folder.glob("state-*.safetensors"))[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def load_state(path: Path, preset: Preset, device: torch.device) -> RunState:
+    """Read a state that `save_state` wrote.
+
+    Raises:
+        CheckpointError: the file is damaged, or is of another architecture.
+    """
+    state = new_state(preset, device)
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"state: {path} cannot be read ({error})") from None
+    saved: dict[str, Any] = json.loads(header["preset"])
+    if saved["unet"] != json.loads(json.dumps(preset.unet.to_json())):
+        raise CheckpointError(f"state: {path} was trained with another architecture than preset {preset.name!r}")
+    state.unet.load_state_dict(_part(tensors, "weights/"), strict=True)
+    state.average = _part(tensors, "average/")
+    for name, parameter in state.unet.named_parameters():
+        kinds = {k.split("/")[1]: t for k, t in tensors.items() if k.startswith("optimizer/") and k.split("/", 2)[2] == name}
+        if kinds:
+            # Adam keeps its step count on the host.
+            state.optimizer.state[parameter] = {k: t.cpu() if k == "step" else t for k, t in kinds.items()}
+    state.step, state.examples = int(header["step"]), int(header["examples"])
+    return state
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def resume(folder: Path, preset: Preset, device: torch.device) -> tuple[RunState, list[str]]:
+    """The newest readable state of a run folder, or a new one; and a line for each state that could not be read."""
+    skipped = []
+    for path in sorted(folder.glob("state-*.safetensors"), reverse=True):
+        try:
+            return load_state(path, preset, device), skipped
+        except CheckpointError as error:
+            skipped.append(str(error))
+    return new_state(preset, device), skipped
