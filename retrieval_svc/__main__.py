@@ -24,7 +24,8 @@ from common.service.config import ConfigError, add_flags, read_settings, setting
 from common.service.logs import configure_logs
 from common.service.metrics import process_registry
 from common.service.server import ServerSettings, die_with_parent, serve
-from retrieval_svc.index_build import IndexFolderError, build_index
+from retrieval_svc.index_build import build_index
+from retrieval_svc.index_folder import IndexFolderError
 from retrieval_svc.knowledge_base import KnowledgeBase
 from retrieval_svc.metrics import RetrievalMetrics
 from retrieval_svc.servicer import SERVICE_NAME, RetrievalServicer

@@ -15,7 +15,7 @@ import re
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -127,20 +127,24 @@ class Bm25Writer:
         for column, code in self._codes.encode(entry.facets).items():
             document.add_unsigned(column, code)
         document.add_bytes("payload", json.dumps(dict(entry.payload), ensure_ascii=False).encode())
-        with _system_errors():
+        try:
             self._writer.add_document(document)
+        except ValueError:
+            self._commit()  # a writer that was killed by a full disk tells so only here
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with _system_errors():
-                if kind is None:
-                    self._writer.commit()
+            if kind is None:
+                self._commit()
         finally:
             # Tantivy's threads must have ended before the folder is taken away or given to others.
             with suppress(ValueError):
                 self._writer.wait_merging_threads()
+        if kind is not None:
+            return
         for path in self._folder.iterdir():
             if path.name.endswith(_LOCK_SUFFIX):
                 path.unlink()
@@ -148,6 +152,16 @@ class Bm25Writer:
                 path.chmod(
                     0o644
                 )  # Tantivy makes its metadata private, but whoever serves may be another user
+
+    def _commit(self) -> None:
+        try:
+            self._writer.commit()
+        except ValueError as error:
+            # Tantivy reports a failed write as a ValueError that holds the number of the system's error.
+            number = _OS_ERROR.search(str(error))
+            if number:
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
 
 
 class Bm25Index:
@@ -296,18 +310,6 @@ class Bm25Index:
 
     def _term(self, field: str, text: str) -> tantivy.Query:
         return tantivy.Query.term_query(self._schema, field, text, index_option=_INDEX_OPTION[field])
-
-
-@contextmanager
-def _system_errors() -> Iterator[None]:
-    """Tantivy reports a failed write as a ValueError that holds the number of the system's error."""
-    try:
-        yield
-    except ValueError as error:
-        number = _OS_ERROR.search(str(error))
-        if number:
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-        raise
 
 
 def name_key(text: str) -> str:

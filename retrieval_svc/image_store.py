@@ -23,11 +23,6 @@ class ImageStore:
         with path.open("rb") as stream:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
-    @property
-    def num_bytes(self) -> int:
-        """The size of the file."""
-        return len(self._map)
-
     def read(self, *, offset: int, length: int, sha256: str) -> bytes:
         """One picture as it was stored.
 
@@ -50,7 +45,7 @@ class ImageStoreWriter:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._offsets: dict[bytes, int] = {}
-        self.num_bytes = 0
+        self._num_bytes = 0
 
     def add(self, image: bytes) -> tuple[int, bytes]:
         """Where the picture starts, and its sha256.
@@ -61,7 +56,7 @@ class ImageStoreWriter:
         content = hashlib.sha256(image).digest()
         offset = self._offsets.get(content)
         if offset is None:
-            offset = self._offsets[content] = self.num_bytes
+            offset = self._offsets[content] = self._num_bytes
             self._stream.write(image)
-            self.num_bytes += len(image)
+            self._num_bytes += len(image)
         return offset, content

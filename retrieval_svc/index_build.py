@@ -1,59 +1,24 @@
-"""A corpus becomes an index: what `python -m retrieval_svc build` does.
-
-Layout of an index, a folder that is replaced as a whole and never written in place::
-
-    index.json      format, fingerprint, knowledge base name, facets, scene phrases, sizes
-    images.bin      the pictures, back to back
-    bm25/           the Tantivy index; each document holds its pair's offset, length and sha256 in images.bin
-"""
+"""A corpus becomes an index: what `python -m retrieval_svc build` does."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.corpus import CorpusError, CorpusManifest, Facet, Pair, iter_pairs, read_manifest
+from common.corpus import CorpusError, CorpusManifest, Pair, iter_pairs, read_manifest
 from common.files import replacing_folder, write_json
 from retrieval_svc.bm25 import Bm25Writer, Entry, FacetCodes
 from retrieval_svc.image_store import ImageStoreWriter
+from retrieval_svc.index_folder import BM25, FORMAT, IMAGES, MANIFEST, IndexFolderError, open_index
 from retrieval_svc.query import Vocabulary
-
-FORMAT = "reimagen-index/1"  # to be raised whenever the same corpus would be indexed in another way
-MANIFEST, IMAGES, BM25 = "index.json", "images.bin", "bm25"
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Report = Callable[[int, int], None]
-
-
-class IndexFolderError(ValueError):
-    """The folder is missing, incomplete, of another format, or no index at all; the message names it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexManifest:
-    """What `index.json` says. `fingerprint` names the content: the corpus and the index format."""
-
-    name: str
-    fingerprint: str
-    num_pairs: int
-    image_bytes: int
-    facets: tuple[Facet, ...]
-    scene_phrases: tuple[str, ...]
-
-    def facet_codes(self) -> FacetCodes:
-        """The numbers of the facet values in the BM25 index."""
-        return FacetCodes({facet.name: facet.values for facet in self.facets})
-
-    def vocabulary(self) -> Vocabulary:
-        """What prompts are understood with."""
-        return Vocabulary(self.facets, self.scene_phrases)
 
 
 def build_index(corpus: Path, index: Path, report: Report) -> bool:
@@ -86,7 +51,7 @@ def build_index(corpus: Path, index: Path, report: Report) -> bool:
         raise CorpusError(f"corpus: {corpus} holds no pairs")
     try:
         with replacing_folder(index) as folder:
-            image_bytes = _write_pairs(corpus, manifest, folder, report)
+            _write_pairs(corpus, manifest, folder, report)
             write_json(
                 folder / MANIFEST,
                 {
@@ -94,7 +59,11 @@ def build_index(corpus: Path, index: Path, report: Report) -> bool:
                     "name": manifest.name,
                     "fingerprint": fingerprint,
                     "num_pairs": manifest.num_pairs,
-                    "image_bytes": image_bytes,
+                    "files": {
+                        str(path.relative_to(folder)): path.stat().st_size
+                        for path in sorted(folder.rglob("*"))
+                        if path.is_file()
+                    },
                     "facets": [
                         {"name": f.name, "template": f.template, "values": list(f.values)}
                         for f in manifest.facets
@@ -109,53 +78,16 @@ def build_index(corpus: Path, index: Path, report: Report) -> bool:
     return True
 
 
-def read_index_manifest(index: Path) -> IndexManifest:
-    """Read `index.json`.
-
-    Raises:
-        IndexFolderError: there is none, or it is not of this format.
-    """
-    path = index / MANIFEST
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["format"] != FORMAT:
-            raise IndexFolderError(
-                f"index: {path} has format {document['format']!r}, expected {FORMAT!r}; build it again"
-            )
-        return IndexManifest(
-            name=document["name"],
-            fingerprint=document["fingerprint"],
-            num_pairs=document["num_pairs"],
-            image_bytes=document["image_bytes"],
-            facets=tuple(
-                Facet(name=f["name"], template=f["template"], values=tuple(f["values"]))
-                for f in document["facets"]
-            ),
-            scene_phrases=tuple(document["scene_phrases"]),
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        raise IndexFolderError(
-            f"index: {path} does not exist; build it with `python -m retrieval_svc build`"
-        ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise IndexFolderError(f"index: {path} cannot be read ({error!r}); build it again") from None
-
-
 def _is_complete(index: Path, fingerprint: str) -> bool:
     try:
-        manifest = read_index_manifest(index)
+        opened = open_index(index)
     except IndexFolderError:
         return False
-    images = index / IMAGES
-    return (
-        manifest.fingerprint == fingerprint
-        and images.is_file()
-        and images.stat().st_size == manifest.image_bytes
-        and (index / BM25).is_dir()
-    )
+    opened.images.close()
+    return opened.manifest.fingerprint == fingerprint
 
 
-def _write_pairs(corpus: Path, manifest: CorpusManifest, folder: Path, report: Report) -> int:
+def _write_pairs(corpus: Path, manifest: CorpusManifest, folder: Path, report: Report) -> None:
     vocabulary = Vocabulary(manifest.facets, manifest.scene_phrases)
     codes = FacetCodes({facet.name: facet.values for facet in manifest.facets})
     keys: set[str] = set()
@@ -177,7 +109,6 @@ def _write_pairs(corpus: Path, manifest: CorpusManifest, folder: Path, report: R
             report(len(keys), manifest.num_pairs)
     if len(keys) != manifest.num_pairs:
         raise CorpusError(f"corpus: {corpus} holds {len(keys)} pairs, its manifest says {manifest.num_pairs}")
-    return images.num_bytes
 
 
 def _entry(pair: Pair, vocabulary: Vocabulary, codes: FacetCodes, *, offset: int, content: bytes) -> Entry:

@@ -8,9 +8,8 @@ from enum import Enum
 from pathlib import Path
 
 from common.service.errors import FailedPrecondition, InvalidArgument
-from retrieval_svc.bm25 import Bm25Index, Hit, Hits, Lookup
-from retrieval_svc.image_store import ImageStore
-from retrieval_svc.index_build import BM25, IMAGES, IndexFolderError, IndexManifest, read_index_manifest
+from retrieval_svc.bm25 import Hit, Hits, Lookup
+from retrieval_svc.index_folder import IndexFolder, open_index
 from retrieval_svc.query import UnderstoodPrompt
 
 DEFAULT_K, MAX_K = 2, 64
@@ -55,35 +54,21 @@ class Retrieval:
 class KnowledgeBase:
     """One index, opened; safe to use from several threads."""
 
-    def __init__(self, manifest: IndexManifest, bm25: Bm25Index, images: ImageStore) -> None:
-        self.name = manifest.name
-        self.fingerprint = manifest.fingerprint
-        self._vocabulary = manifest.vocabulary()
-        self._bm25 = bm25
-        self._images = images
+    def __init__(self, index: IndexFolder) -> None:
+        self.name = index.manifest.name
+        self.fingerprint = index.manifest.fingerprint
+        self._vocabulary = index.manifest.vocabulary()
+        self._bm25 = index.bm25
+        self._images = index.images
 
     @classmethod
     def open(cls, folder: Path) -> KnowledgeBase:
-        """Open an index.
+        """Open the index in `folder`.
 
         Raises:
-            IndexFolderError: it is missing, incomplete or of another format; the message names the file.
+            IndexFolderError: it is missing, incomplete or of another format; the message names it.
         """
-        manifest = read_index_manifest(folder)
-        try:
-            images = ImageStore(folder / IMAGES)
-            bm25 = Bm25Index(folder / BM25, manifest.facet_codes())
-        except (OSError, ValueError) as error:
-            raise IndexFolderError(f"index: {folder} cannot be opened ({error}); build it again") from error
-        for found, expected, what in (
-            (images.num_bytes, manifest.image_bytes, f"bytes in {IMAGES}"),
-            (bm25.num_pairs, manifest.num_pairs, f"pairs in {BM25}"),
-        ):
-            if found != expected:
-                raise IndexFolderError(
-                    f"index: {folder} has {found} {what}, expected {expected}; build it again"
-                )
-        return cls(manifest, bm25, images)
+        return cls(open_index(folder))
 
     @property
     def num_pairs(self) -> int:

@@ -1,4 +1,4 @@
-"""The order of hits: whole names first, then scores, then facets, then a hash; never a word of query syntax."""
+"""The order of hits: whole names, then scores, then facets, then a hash; nothing is query syntax."""
 
 from __future__ import annotations
 

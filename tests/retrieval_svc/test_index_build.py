@@ -15,7 +15,8 @@ import pytest
 
 from common.corpus import CorpusError, Pair, iter_pairs
 from common.service.errors import DataLoss
-from retrieval_svc.index_build import IMAGES, MANIFEST, IndexFolderError, build_index, read_index_manifest
+from retrieval_svc.index_build import build_index
+from retrieval_svc.index_folder import BM25, IMAGES, MANIFEST, IndexFolderError, read_index_manifest
 from retrieval_svc.knowledge_base import KnowledgeBase
 
 Run = Callable[..., CompletedProcess[str]]
@@ -146,6 +147,22 @@ def test_a_damaged_index_is_refused_and_built_again(
         os.truncate(copy / part, 0 if damage == "empty" else (copy / part).stat().st_size // 2)
     with pytest.raises(IndexFolderError, match=str(copy)):
         KnowledgeBase.open(copy)
+    if part != MANIFEST or damage != "missing":  # without its manifest it is some folder, which is left alone
+        assert build_index(corpus, copy, _silent)
+        KnowledgeBase.open(copy).close()
+
+
+def test_every_file_of_the_index_is_missed(tmp_path: Path, index: Path) -> None:
+    for name in sorted(path.name for path in (index / BM25).iterdir()):
+        for size in (None, 0, 0.5):
+            copy = shutil.copytree(index, tmp_path / f"{name}-{size}")
+            path = copy / BM25 / name
+            if size is None:
+                path.unlink()
+            else:
+                os.truncate(path, int(path.stat().st_size * size))
+            with pytest.raises(IndexFolderError, match=str(copy)):
+                KnowledgeBase.open(copy)
 
 
 def test_a_damaged_picture_is_told(tmp_path: Path, index: Path) -> None:

@@ -1,4 +1,4 @@
-"""gamma(p, B): the right entity, honest exclusions, no picture twice, and the reason when there are fewer than k."""
+"""gamma(p, B): the right entity, honest exclusions, no picture twice, the reason for fewer than k."""
 
 from __future__ import annotations
 
