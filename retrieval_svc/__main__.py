@@ -38,7 +38,7 @@ EXPECTED = (CorpusError, ConfigError, IndexFolderError)
 class RetrievalSettings(ServerSettings):
     """What the retrieval service is told, by flags or by REIMAGEN_RETRIEVAL_ variables."""
 
-    index: Path = setting(help="folder of the index, as made by `build`")
+    index: Path = setting(help="folder of the index, as made by `build`")  # noqa: RUF009 (a field)
     search_threads: int = setting(default=2, help="searches that run at once")
 
 
@@ -46,21 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status (2 and one line on standard error for bad input)."""
     parser = argparse.ArgumentParser(prog="python -m retrieval_svc", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser(
-        "build", help="make an index of a corpus", description="Make an index of a corpus."
-    )
-    build.add_argument(
-        "--corpus", type=Path, required=True, metavar="FOLDER", help="a corpus (common/corpus.py)"
-    )
+    build = commands.add_parser("build", help="make an index of a corpus", description="Make an index of a corpus.")
+    build.add_argument("--corpus", type=Path, required=True, metavar="FOLDER", help="a corpus (common/corpus.py)")
     build.add_argument("--index", type=Path, required=True, metavar="FOLDER", help="where the index goes")
     serving = commands.add_parser("serve", help="answer from an index", description=RetrievalSettings.__doc__)
     add_flags(serving, RetrievalSettings)
     flags = parser.parse_args(arguments)
-    body = (
-        partial(_build, flags.corpus, flags.index)
-        if flags.command == "build"
-        else partial(_serve, vars(flags))
-    )
+    body = partial(_build, flags.corpus, flags.index) if flags.command == "build" else partial(_serve, vars(flags))
     return run_command("retrieval_svc", body, expected=EXPECTED)
 
 
@@ -94,9 +86,7 @@ async def _opened(
     ):
         metrics = RetrievalMetrics(registry)
         metrics.pairs.labels(knowledge_base.name).set(knowledge_base.num_pairs)
-        servicer = RetrievalServicer(
-            {knowledge_base.name: knowledge_base}, executor=executor, metrics=metrics
-        )
+        servicer = RetrievalServicer({knowledge_base.name: knowledge_base}, executor=executor, metrics=metrics)
         retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(servicer, server)
         yield (SERVICE_NAME,)
 

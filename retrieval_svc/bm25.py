@@ -36,7 +36,7 @@ _SCORE_DECIMALS = 4
 _NO_VALUE = 0  # the code of a facet that a pair, or a prompt, does not name
 _U64_BYTES = 8
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-_WITHOUT_APOSTROPHES = str.maketrans("", "", "'’‘ʼ`´")
+_WITHOUT_APOSTROPHES = str.maketrans("", "", "'`\u00b4\u2018\u2019\u02bc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,7 @@ class FacetCodes:
 
     def __init__(self, values: Mapping[str, Sequence[str]]) -> None:
         self.columns = {name: f"facet_{position}" for position, name in enumerate(values)}
-        self._codes = {
-            name: {value: i + 1 for i, value in enumerate(known)} for name, known in values.items()
-        }
+        self._codes = {name: {value: i + 1 for i, value in enumerate(known)} for name, known in values.items()}
 
     def encode(self, facets: Mapping[str, str]) -> dict[str, int]:
         """Column to code. Raises KeyError with (name, value) for a value outside the vocabulary."""
@@ -149,9 +147,7 @@ class Bm25Writer:
             if path.name.endswith(_LOCK_SUFFIX):
                 path.unlink()
             else:
-                path.chmod(
-                    0o644
-                )  # Tantivy makes its metadata private, but whoever serves may be another user
+                path.chmod(0o644)  # Tantivy makes its metadata private, but whoever serves may be another user
 
     def _commit(self) -> None:
         try:
@@ -181,9 +177,7 @@ class Bm25Index:
             for path in folder.iterdir():
                 Path(links, path.name).symlink_to(path.resolve())
             index = _with_tokenizers(tantivy.Index.open(links))
-            index.config_reader(
-                reload_policy="manual"
-            )  # an index is replaced as a whole, never written in place
+            index.config_reader(reload_policy="manual")  # an index is replaced as a whole, never written in place
             self._schema = index.schema
             self._searcher = index.searcher()
 
@@ -197,9 +191,7 @@ class Bm25Index:
         scoring = self._scoring(lookup)
         if scoring is None:
             return Hits(hits=(), num_excluded=0, num_duplicates=0)
-        keys = list(
-            dict.fromkeys((name_key(" ".join((lookup.entity, *lookup.details))), name_key(lookup.entity)))
-        )
+        keys = list(dict.fromkeys((name_key(" ".join((lookup.entity, *lookup.details))), name_key(lookup.entity))))
         wanted = self._codes.encode(lookup.facets)
         excluded = self._excluded_content(lookup, keys, wanted)
         hits: list[Hit] = []
@@ -255,10 +247,7 @@ class Bm25Index:
         agreeing = [0] * len(found)
         for column, code in wanted.items():
             if code != _NO_VALUE:
-                agreeing = [
-                    n + (own == code)
-                    for n, own in zip(agreeing, self._column(column, addresses), strict=True)
-                ]
+                agreeing = [n + (own == code) for n, own in zip(agreeing, self._column(column, addresses), strict=True)]
         order = sorted(range(len(found)), key=lambda i: (-found[i][0], -agreeing[i], ties[i]))
         return [(found[i][0], addresses[i], contents[i]) for i in order]
 
@@ -272,9 +261,7 @@ class Bm25Index:
             named = self._all(tantivy.Query.term_set_query(self._schema, "name", list(keys)))
             is_exact = [True] * len(named)
             for column, code in wanted.items():
-                is_exact = [
-                    e and own == code for e, own in zip(is_exact, self._column(column, named), strict=True)
-                ]
+                is_exact = [e and own == code for e, own in zip(is_exact, self._column(column, named), strict=True)]
             contents = self._column("content", named)
             excluded |= {content for content, exact in zip(contents, is_exact, strict=True) if exact}
         return excluded

@@ -40,11 +40,7 @@ def build_index(corpus: Path, index: Path, report: Report) -> bool:
     fingerprint = hashlib.sha256(f"{FORMAT} {manifest.fingerprint}".encode()).hexdigest()
     if _is_complete(index, fingerprint):
         return False
-    if (
-        index.exists()
-        and not (index / MANIFEST).is_file()
-        and not (index.is_dir() and not any(index.iterdir()))
-    ):
+    if index.exists() and not (index / MANIFEST).is_file() and not (index.is_dir() and not any(index.iterdir())):
         # It would be replaced, with all that is in it.
         raise IndexFolderError(f"index: {index} exists and is no index; remove it, or name another folder")
     if manifest.num_pairs == 0:
@@ -65,8 +61,7 @@ def build_index(corpus: Path, index: Path, report: Report) -> bool:
                         if path.is_file()
                     },
                     "facets": [
-                        {"name": f.name, "template": f.template, "values": list(f.values)}
-                        for f in manifest.facets
+                        {"name": f.name, "template": f.template, "values": list(f.values)} for f in manifest.facets
                     ],
                     "scene_phrases": list(manifest.scene_phrases),
                 },
@@ -103,9 +98,7 @@ def _write_pairs(corpus: Path, manifest: CorpusManifest, folder: Path, report: R
                 writer.add(_entry(pair, vocabulary, codes, offset=offset, content=content))
             except KeyError as error:
                 name, value = error.args[0]
-                raise CorpusError(
-                    f"corpus: pair {pair.key!r} has {name} {value!r}, unknown to the manifest"
-                ) from None
+                raise CorpusError(f"corpus: pair {pair.key!r} has {name} {value!r}, unknown to the manifest") from None
             report(len(keys), manifest.num_pairs)
     if len(keys) != manifest.num_pairs:
         raise CorpusError(f"corpus: {corpus} holds {len(keys)} pairs, its manifest says {manifest.num_pairs}")

@@ -2,7 +2,7 @@
 
 Layout::
 
-    index.json      format, fingerprint, knowledge base name, facets, scene phrases, the size of each other file
+    index.json      format, fingerprint, knowledge base name, facets, scene phrases, sizes of the other files
     images.bin      the pictures, back to back
     bm25/           the Tantivy index; each document holds its pair's offset, length and sha256 in images.bin
 """
@@ -67,9 +67,7 @@ def open_index(index: Path) -> IndexFolder:
         for name, size in manifest.files.items():
             found = (index / name).stat().st_size
             if found != size:
-                raise IndexFolderError(
-                    f"index: {index / name} has {found} bytes, expected {size}; build it again"
-                )
+                raise IndexFolderError(f"index: {index / name} has {found} bytes, expected {size}; build it again")
         images = ImageStore(index / IMAGES)
         bm25 = Bm25Index(index / BM25, manifest.facet_codes())
     except IndexFolderError:
@@ -98,14 +96,11 @@ def read_index_manifest(index: Path) -> IndexManifest:
             num_pairs=document["num_pairs"],
             files={str(name): int(size) for name, size in document["files"].items()},
             facets=tuple(
-                Facet(name=f["name"], template=f["template"], values=tuple(f["values"]))
-                for f in document["facets"]
+                Facet(name=f["name"], template=f["template"], values=tuple(f["values"])) for f in document["facets"]
             ),
             scene_phrases=tuple(document["scene_phrases"]),
         )
     except (FileNotFoundError, NotADirectoryError):
-        raise IndexFolderError(
-            f"index: {path} does not exist; build it with `python -m retrieval_svc build`"
-        ) from None
+        raise IndexFolderError(f"index: {path} does not exist; build it with `python -m retrieval_svc build`") from None
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise IndexFolderError(f"index: {path} cannot be read ({error!r}); build it again") from None

@@ -122,9 +122,7 @@ class KnowledgeBase:
             )
         )
         neighbors = tuple(self._neighbor(hit, rank) for rank, hit in enumerate(hits.hits, start=1))
-        return Retrieval(
-            neighbors=neighbors, query=query, method=method, shortfall_reason=_shortfall(query, k, hits)
-        )
+        return Retrieval(neighbors=neighbors, query=query, method=method, shortfall_reason=_shortfall(query, k, hits))
 
     def close(self) -> None:
         """Let go of the files."""
@@ -136,9 +134,7 @@ class KnowledgeBase:
             pair_id=stored["pair_id"],
             caption=stored["caption"],
             entity=stored["entity"],
-            image=self._images.read(
-                offset=stored["offset"], length=stored["length"], sha256=stored["sha256"]
-            ),
+            image=self._images.read(offset=stored["offset"], length=stored["length"], sha256=stored["sha256"]),
             image_format=stored["image_format"],
             facets=stored["facets"],
             author=stored["author"],
@@ -153,10 +149,6 @@ def _shortfall(query: UnderstoodPrompt, k: int, hits: Hits) -> str:
     if len(hits.hits) == k:
         return ""
     words = ", ".join((query.entity, *query.details))
-    left_out = [
-        f"{n} {what}"
-        for n, what in ((hits.num_excluded, "excluded"), (hits.num_duplicates, "duplicate"))
-        if n
-    ]
+    left_out = [f"{n} {what}" for n, what in ((hits.num_excluded, "excluded"), (hits.num_duplicates, "duplicate")) if n]
     also = f"; left out: {', '.join(left_out)}" if left_out else ""
     return f"asked for {k}, found {len(hits.hits)}: no other pair shares a word with {words!r}{also}"

@@ -31,6 +31,4 @@ class RetrievalMetrics:
             ("method",),
             registry=registry,
         )
-        self.pairs = Gauge(
-            "reimagen_retrieval_pairs", "Pairs indexed.", ("knowledge_base",), registry=registry
-        )
+        self.pairs = Gauge("reimagen_retrieval_pairs", "Pairs indexed.", ("knowledge_base",), registry=registry)

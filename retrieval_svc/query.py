@@ -22,7 +22,7 @@ ARTICLES = frozenset({"a", "an", "the"})
 _FIELD = "prompt"
 _SLOT = "{value}"
 _WORD = re.compile(r"[^\W_]+")
-_EDGES = " .;:!?-–—|/()[]{}\"'“”‘’"
+_EDGES = " .;:!?-\u2013\u2014|/()[]{}\"'\u201c\u201d\u2018\u2019"
 _JOINING = " and"  # "in noto style and on a blue background"
 
 
@@ -84,9 +84,7 @@ class Vocabulary:
                 not have ("guide dog, vaporwave style"), or two values of one facet.
         """
         if len(prompt) > MAX_PROMPT_CHARACTERS:
-            raise InvalidArgument(
-                _FIELD, f"has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are taken"
-            )
+            raise InvalidArgument(_FIELD, f"has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are taken")
         if not prompt.strip():
             raise InvalidArgument(_FIELD, "is empty")
         understood = self._take_apart(prompt, strict=True)
@@ -97,11 +95,7 @@ class Vocabulary:
     def understand_caption(self, caption: str) -> UnderstoodPrompt:
         """Take a stored caption apart; what does not fit the vocabulary stays with the entity."""
         understood = self._take_apart(caption, strict=False)
-        return (
-            understood
-            if _words(understood.entity)
-            else UnderstoodPrompt(entity=_folded(caption).strip(_EDGES))
-        )
+        return understood if _words(understood.entity) else UnderstoodPrompt(entity=_folded(caption).strip(_EDGES))
 
     def _take_apart(self, prompt: str, *, strict: bool) -> UnderstoodPrompt:
         facets: dict[str, str] = {}
@@ -166,9 +160,7 @@ def without_article(text: str) -> str:
 
 def _facet_form(facet: Facet) -> _FacetForm:
     if facet.template.count(_SLOT) != 1:
-        raise CorpusError(
-            f"corpus: facet {facet.name!r} has template {facet.template!r}, which must hold {_SLOT} once"
-        )
+        raise CorpusError(f"corpus: facet {facet.name!r} has template {facet.template!r}, which must hold {_SLOT} once")
     before, after = (tuple(w.text for w in _words(_folded(side))) for side in facet.template.split(_SLOT))
     values: dict[str, str] = {}
     for value in facet.values:
@@ -179,9 +171,7 @@ def _facet_form(facet: Facet) -> _FacetForm:
                 f"corpus: facet {facet.name!r}: value {value!r} is empty or reads as {values.get(squeezed)!r}"
             )
         values[squeezed] = value
-    longest = max(
-        map(len, values), default=0
-    )  # "fx emoji" is "fxemoji": a value may be spelled in any number of words
+    longest = max(map(len, values), default=0)  # "fx emoji" is "fxemoji": a value may be spelled in any number of words
     return _FacetForm(name=facet.name, before=before, after=after, values=values, max_value_words=longest)
 
 

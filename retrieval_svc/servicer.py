@@ -36,9 +36,7 @@ class RetrievalServicer(pb_grpc.RetrievalServiceServicer):
         self._executor = executor
         self._metrics = metrics
 
-    async def Retrieve(
-        self, request: pb.RetrieveRequest, context: grpc.aio.ServicerContext
-    ) -> pb.RetrieveResponse:
+    async def Retrieve(self, request: pb.RetrieveRequest, context: grpc.aio.ServicerContext) -> pb.RetrieveResponse:
         """See retrieval.proto; errors are the domain's, and the call interceptor makes statuses of them."""
         knowledge_base = self._choose(request.knowledge_base)
         method = _METHODS.get(request.method)
@@ -63,9 +61,7 @@ class RetrievalServicer(pb_grpc.RetrievalServiceServicer):
         if not name and len(self._knowledge_bases) == 1:
             return next(iter(self._knowledge_bases.values()))
         if name not in self._knowledge_bases:
-            raise NotFound(
-                f"knowledge_base: {name!r} is not one of {', '.join(sorted(self._knowledge_bases))}"
-            )
+            raise NotFound(f"knowledge_base: {name!r} is not one of {', '.join(sorted(self._knowledge_bases))}")
         return self._knowledge_bases[name]
 
 

@@ -83,7 +83,7 @@ class Trainer:
         state.step += 1
         state.examples += preset.batch
         state.update_average(preset.ema_decay)
-        return {"loss": float(loss), "gradient_norm": float(norm), "learning_rate": rate, "skipped": float(not finite)}
+        return {"loss": float(loss.detach()), "gradient_norm": float(norm), "learning_rate": rate, "skipped": float(not finite)}
 
     def held_out_losses(self, num_batches: int = 4) -> dict[str, float]:
         """Paired losses of the averaged weights on held-out pairs, the same draws every time."""

@@ -72,7 +72,7 @@ _DEMO_64 = Preset(
         scale=1,
     ),
     curriculum=((160_000, 32), (2**62, 64)),
-    groups=12,
+    groups=6,
     draws=4,
     neighbors=2,
     text_dropout=0.1,

@@ -48,7 +48,7 @@ def new_state(preset: Preset, device: torch.device) -> RunState:
 
 
 def _optimizer(unet: UNet, preset: Preset) -> torch.optim.Adam:
-    return torch.optim.Adam(unet.parameters(), lr=preset.learning_rate, betas=(0.9, 0.99), eps=1e-8)
+    return torch.optim.Adam(unet.parameters(), lr=preset.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
 def save_state(folder: Path, state: RunState, preset: Preset) -> Path:

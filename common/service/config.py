@@ -75,9 +75,7 @@ def read_settings(
         if text is not None:
             values[name] = _convert(source, text, hints[name])
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(
-                f"{_flag(name)}: missing; give it, or set {variable} ({field.metadata.get(_HELP, '')})"
-            )
+            raise ConfigError(f"{_flag(name)}: missing; give it, or set {variable} ({field.metadata.get(_HELP, '')})")
     return settings(**values)
 
 
@@ -106,6 +104,4 @@ def _convert(source: str, text: str, kind: Any) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise ConfigError(
-            f"{source}: {text!r} is not {'a whole number' if kind is int else 'a number'}"
-        ) from None
+        raise ConfigError(f"{source}: {text!r} is not {'a whole number' if kind is int else 'a number'}") from None

@@ -26,11 +26,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the unary and the server-streaming methods of our services.
 
     Until `ready` is set, their calls are answered UNAVAILABLE, so that a caller's retry policy waits for the
-    start.
+    start. `idle` is set while no call is under way.
     """
 
     def __init__(self, metrics: RpcMetrics) -> None:
         self.ready = False
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._num_in_flight = 0
         self._metrics = metrics
 
     async def intercept_service(
@@ -55,9 +58,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             assert inspect.iscoroutinefunction(handler.unary_unary), f"{method} must be a coroutine function"
             return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **codec)
         if handler.unary_stream:
-            assert inspect.isasyncgenfunction(handler.unary_stream), (
-                f"{method} must be an async generator function"
-            )
+            assert inspect.isasyncgenfunction(handler.unary_stream), f"{method} must be an async generator function"
             return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), **codec)
         raise AssertionError(f"{method}: calls that stream requests are not wrapped yet")
 
@@ -76,9 +77,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _stream(
-        self, method: str, inner: Callable[..., AsyncIterator[Any]]
-    ) -> Callable[..., AsyncIterator[Any]]:
+    def _stream(self, method: str, inner: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             with self._observe(method, context):
                 try:
@@ -96,6 +95,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         started = time.perf_counter()
         in_flight = self._metrics.in_flight.labels(method)
         in_flight.inc()
+        self._num_in_flight += 1
+        self.idle.clear()
         code = "OK"
         try:
             yield
@@ -108,6 +109,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         finally:
             elapsed_s = time.perf_counter() - started
             in_flight.dec()
+            self._num_in_flight -= 1
+            if not self._num_in_flight:
+                self.idle.set()
             self._metrics.requests.labels(method, code).inc()
             self._metrics.latency_s.labels(method).observe(elapsed_s)
             log.info("call", extra={"method": method, "code": code, "latency_ms": round(elapsed_s * 1e3, 2)})
@@ -128,6 +132,4 @@ def _name(code: Any) -> str:
     """The name of a status code, which grpc.aio gives as an enum or as its number."""
     if isinstance(code, grpc.StatusCode):
         return code.name
-    return next(
-        (known.name for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN.name
-    )
+    return next((known.name for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN.name)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from common.service.metrics import MetricsEndpoint, RpcMetrics
 
 UNIX = "unix:"
 _MAX_UNIX_PATH_BYTES = 107  # sun_path of sockaddr_un is 108 bytes on Linux, with the closing zero
+_FLUSH_S = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Opened = Callable[[grpc.aio.Server], AbstractAsyncContextManager[Sequence[str]]]
@@ -33,21 +34,13 @@ Opened = Callable[[grpc.aio.Server], AbstractAsyncContextManager[Sequence[str]]]
 class ServerSettings:
     """What every service is told; a service adds its own fields in a subclass."""
 
-    address: str = setting(
-        default="127.0.0.1:50051", help="where to listen: unix:/path or host:port (port 0: any)"
-    )
+    address: str = setting(default="127.0.0.1:50051", help="where to listen: unix:/path or host:port (port 0: any)")
     metrics_port: int = setting(default=0, help="port of the Prometheus endpoint, on the same host; 0: none")
-    max_concurrent_calls: int = setting(
-        default=256, help="calls under way at once; more are RESOURCE_EXHAUSTED"
-    )
+    max_concurrent_calls: int = setting(default=256, help="calls under way at once; more are RESOURCE_EXHAUSTED")
     max_request_bytes: int = setting(default=4 << 20, help="largest request taken, in bytes")
     max_response_bytes: int = setting(default=256 << 20, help="largest response sent, in bytes")
-    grace_s: float = setting(
-        default=10.0, help="seconds that calls under way get to end after SIGTERM or SIGINT"
-    )
-    parent_pid: int = setting(
-        default=0, help="end when the process with this id, which started us, ends; 0: stay"
-    )
+    grace_s: float = setting(default=10.0, help="seconds that calls under way get to end after SIGTERM or SIGINT")
+    parent_pid: int = setting(default=0, help="end when the process with this id, which started us, ends; 0: stay")
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         default="info", help="debug, info, warning or error"
     )
@@ -111,7 +104,7 @@ async def serve(
         (announce or _print_ready)(address)
         await stop.wait()
         await checker.enter_graceful_shutdown()
-        await server.stop(settings.grace_s)
+        await _drain(server, interceptor.idle, settings.grace_s)
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -145,13 +138,22 @@ def _bind(server: grpc.aio.Server, address: str) -> tuple[str, str]:
     try:
         port = server.add_insecure_port(address)
     except RuntimeError:
-        raise ConfigError(
-            f"address: cannot listen on {address!r} (taken, not permitted, or no such host)"
-        ) from None
+        raise ConfigError(f"address: cannot listen on {address!r} (taken, not permitted, or no such host)") from None
     if address.startswith(UNIX):
         return "127.0.0.1", address
     host = address.rpartition(":")[0]
     return host.strip("[]"), f"{host}:{port}"
+
+
+async def _drain(server: grpc.aio.Server, idle: asyncio.Event, grace_s: float) -> None:
+    """Refuse new calls and finish those under way, but wait for no client that merely stays connected."""
+    stopping = asyncio.create_task(server.stop(grace_s))
+    with suppress(TimeoutError):
+        await asyncio.wait_for(idle.wait(), grace_s)
+    # A last answer may still be on its way out: `stop` alone knows, and most often it is done by now.
+    await asyncio.wait({stopping}, timeout=min(grace_s, _FLUSH_S))
+    await server.stop(0)
+    await stopping
 
 
 def _stop_on_signals(stop: asyncio.Event, stack: AsyncExitStack) -> None:

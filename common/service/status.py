@@ -41,9 +41,7 @@ def status_of(error: BaseException) -> Status:
     """
     code = code_of(error)
     message = (
-        error.description
-        if isinstance(error, ServiceError)
-        else "internal error; the service's log has the cause"
+        error.description if isinstance(error, ServiceError) else "internal error; the service's log has the cause"
     )
     status = status_pb2.Status(code=code.value[0], message=message)
     if isinstance(error, InvalidArgument):

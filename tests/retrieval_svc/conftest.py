@@ -61,9 +61,7 @@ def make_pairs() -> list[Pair]:
                 Pair(
                     key=f"{style}--{slug}",
                     caption=f"{entity}, {style} style, on a white background",
-                    image=make_picture(
-                        1000 if same_as_noto or (entity, style) == ("cat", "noto") else len(pairs)
-                    ),
+                    image=make_picture(1000 if same_as_noto or (entity, style) == ("cat", "noto") else len(pairs)),
                     image_format="png",
                     entity=entity,
                     facets={"style": style},
@@ -72,9 +70,7 @@ def make_pairs() -> list[Pair]:
                     license="CC-BY-4.0",
                 )
             )
-    captioned = (
-        "red panda, noto style, on a blue background"  # imported from elsewhere: a caption and nothing more
-    )
+    captioned = "red panda, noto style, on a blue background"  # imported from elsewhere: a caption and nothing more
     pairs.append(Pair(key="captioned", caption=captioned, image=make_picture(2000), image_format="png"))
     return pairs
 
@@ -142,9 +138,7 @@ def run_retrieval() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "retrieval_svc", *map(str, arguments)]
         environment = command_environment() | dict(options.pop("environment", {}))  # type: ignore[call-overload]
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, **options
-        )  # type: ignore[call-overload]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload]
 
     return run
 
@@ -175,9 +169,10 @@ def start_service(index: Path) -> Callable[..., AbstractContextManager[Service]]
             text=True,
         )
         try:
-            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
             said = process.stdout.readline().split()
-            assert said and said[0] == "ready", process.stderr.read()
+            assert said[:1] == ["ready"], process.stderr.read()
             with grpc.insecure_channel(said[1]) as channel:
                 stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
                 yield Service(process=process, address=said[1], channel=channel, stub=stub)

@@ -105,11 +105,9 @@ def test_a_full_disk_leaves_nothing_behind(
     assert list((tmp_path / "place").iterdir()) == []
 
 
-def test_bad_corpora_are_refused_by_name(
-    tmp_path: Path, corpus: Path, write_small_corpus: Callable[..., Path]
-) -> None:
+def test_bad_corpora_are_refused_by_name(tmp_path: Path, corpus: Path, write_small_corpus: Callable[..., Path]) -> None:
     index = tmp_path / "index"
-    with pytest.raises(CorpusError, match="corpus.json does not exist"):
+    with pytest.raises(CorpusError, match=r"corpus\.json does not exist"):
         build_index(tmp_path / "nowhere", index, _silent)
     with pytest.raises(CorpusError, match="holds no pairs"):
         build_index(write_small_corpus(tmp_path / "empty", []), index, _silent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from common.corpus import CorpusError, Facet
@@ -51,7 +51,7 @@ VOCABULARY = Vocabulary((STYLE,), SCENES)
         ("gangnam style, noto style", "gangnam style", "noto", []),
         ("small corner shop", "small corner shop", None, []),
         ("the", "the", None, []),
-        ("flag: Côte d’Ivoire", "flag: côte d’ivoire", None, []),
+        ("flag: Côte d\u2019Ivoire", "flag: côte d\u2019ivoire", None, []),
         ("1st place medal", "1st place medal", None, []),
     ],
 )
@@ -141,7 +141,6 @@ def prompts(draw: st.DrawFn) -> tuple[str, str, str | None, set[str]]:
     return joined, entity, style, set(scenes)
 
 
-@settings(deadline=None)
 @given(prompts())
 def test_any_entity_comes_through_whole(case: tuple[str, str, str | None, set[str]]) -> None:
     prompt, entity, style, scenes = case
@@ -154,13 +153,11 @@ def test_any_entity_comes_through_whole(case: tuple[str, str, str | None, set[st
     assert understood.details == ()
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
-def test_any_text_is_understood_or_refused_by_name(prompt: str) -> None:
+def test_any_text_is_understood_or_refused(prompt: str) -> None:
     try:
         understood = VOCABULARY.understand(prompt)
-    except InvalidArgument as error:
-        assert error.violations[0][0] == "prompt"
-    else:
-        assert understood.entity
-        assert VOCABULARY.understand_caption(prompt).entity == understood.entity
+    except InvalidArgument:
+        return
+    assert understood.entity
+    assert VOCABULARY.understand_caption(prompt).entity == understood.entity

@@ -1,0 +1,18 @@
+"""Every test runs on one thread, without the network, and draws the same examples each time."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set what holds for the whole run before any test module is imported."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    torch.set_num_threads(1)
+    settings.register_profile("house", deadline=None, derandomize=True, max_examples=40, database=None)
+    settings.load_profile("house")
