@@ -37,11 +37,18 @@ class StageWeights:
     trained: Mapping[str, Any]
 
 
-def publish_stage(folder: Path, size: int, config: UNetConfig, weights: Mapping[str, Tensor], trained: dict[str, Any]) -> Path:
+def publish_stage(
+    folder: Path, size: int, config: UNetConfig, weights: Mapping[str, Tensor], trained: dict[str, Any]
+) -> Path:
     """Write a stage's weights as fp16 and its line of the manifest, each atomically; returns the weights' path."""
     path = folder / f"unet_{size}.safetensors"
     tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
-    header = {"format": FORMAT, "stage": str(size), "unet": json.dumps(config.to_json()), "trained": json.dumps(trained)}
+    header = {
+        "format": FORMAT,
+        "stage": str(size),
+        "unet": json.dumps(config.to_json()),
+        "trained": json.dumps(trained),
+    }
     write_atomic(path, save(tensors, metadata=header))
     manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
     manifest[path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size, "stage": size}
@@ -88,7 +95,8 @@ def load_stage(folder: Path, size: int, *, device: str = "cpu", dtype: torch.dty
     if header.get("format") != FORMAT:
         raise CheckpointError(f"weights: {path} has format {header.get('format')!r}, expected {FORMAT!r}")
     unet = build_unet(UNetConfig.from_json(json.loads(header["unet"])), tensors, path)
-    unet = unet.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    unet = unet.to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+    unet.requires_grad_(False)
     return StageWeights(unet=unet, sha256=digest, trained=json.loads(header.get("trained", "{}")))
 
 
@@ -100,7 +108,9 @@ def build_unet(config: UNetConfig, tensors: Mapping[str, Tensor], path: Path) ->
         raise CheckpointError(f"weights: {path} lacks or adds tensors: {sorted(set(tensors) ^ set(expected))[:5]}")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
-            raise CheckpointError(f"weights: {path}: {name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+            raise CheckpointError(
+                f"weights: {path}: {name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
+            )
     dtype = next(iter(tensors.values())).dtype
     unet = unet.to(dtype=dtype, device=next(iter(tensors.values())).device)
     unet.load_state_dict(dict(tensors), strict=True)

@@ -176,7 +176,9 @@ def _check_pair(pair: Pair, keys: set[str]) -> None:
     if not pair.key or "." in pair.key or "/" in pair.key or pair.key in keys:
         raise CorpusError(f"corpus: key {pair.key!r} is empty, used twice, or holds a dot or a slash")
     if pair.image_format not in IMAGE_FORMATS:
-        raise CorpusError(f"corpus: pair {pair.key!r} has image format {pair.image_format!r}, not one of {IMAGE_FORMATS}")
+        raise CorpusError(
+            f"corpus: pair {pair.key!r} has image format {pair.image_format!r}, not one of {IMAGE_FORMATS}"
+        )
     keys.add(pair.key)
 
 

@@ -34,11 +34,7 @@ def rasterize(image: bytes, image_format: str, size: int) -> np.ndarray:
     Raises:
         ImageError: the bytes are not such a picture, or it is too large.
     """
-    if image_format == "svg":
-        straight = _render_svg(image, size)
-    else:
-        straight = _fit_raster(image, size)
-    return _premultiply(straight)
+    return _premultiply(_render_svg(image, size) if image_format == "svg" else _fit_raster(image, size))
 
 
 def _render_svg(image: bytes, size: int) -> np.ndarray:
@@ -139,9 +135,7 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str] = 
     """A grid of pictures, row by row, each fitted to `cell` pixels, with an optional label above each row."""
     gap, strip = 4, 14 if labels else 0
     columns = max((len(row) for row in rows), default=0)
-    sheet = Image.new(
-        "RGB", (gap + columns * (cell + gap), gap + len(rows) * (cell + gap + strip)), (245, 245, 245)
-    )
+    sheet = Image.new("RGB", (gap + columns * (cell + gap), gap + len(rows) * (cell + gap + strip)), (245, 245, 245))
     pen = ImageDraw.Draw(sheet)
     for r, row in enumerate(rows):
         top = gap + r * (cell + gap + strip)

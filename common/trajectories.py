@@ -51,9 +51,7 @@ def begin(plan: Plan, condition: Condition) -> Trajectory:
     """A trajectory at its first step; `condition` has one row."""
     device, dtype = condition.text_embedding.device, torch.float32
     start = torch.from_numpy(plan.start()).to(device, dtype)
-    return Trajectory(
-        plan=plan, table=plan.table(), condition=condition, x_t=start, x0=start, noise=plan.step_noise()
-    )
+    return Trajectory(plan=plan, table=plan.table(), condition=condition, x_t=start, x0=start, noise=plan.step_noise())
 
 
 def noised_low_res(plan: Plan, low_res: Tensor) -> tuple[Tensor, Tensor]:

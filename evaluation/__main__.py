@@ -48,7 +48,9 @@ def _demo(flags: argparse.Namespace) -> None:
         if done == total:
             bar.close()
 
-    figures, sheet = evaluate_demo(suite, KnowledgeBase.open(flags.index), cascade, Size(prompts=flags.prompts), progress)
+    figures, sheet = evaluate_demo(
+        suite, KnowledgeBase.open(flags.index), cascade, Size(prompts=flags.prompts), progress
+    )
     write_results(flags.out, figures, sheet)
     print(json.dumps(figures, indent=2))
 

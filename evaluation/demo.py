@@ -37,7 +37,9 @@ class Size:
     drift: int = 8
 
 
-def evaluate_demo(suite: Suite, knowledge_base: KnowledgeBase, cascade: Cascade, size: Size, progress: Progress) -> tuple[dict[str, Any], np.ndarray]:
+def evaluate_demo(
+    suite: Suite, knowledge_base: KnowledgeBase, cascade: Cascade, size: Size, progress: Progress
+) -> tuple[dict[str, Any], np.ndarray]:
     """All figures by name, and a contact sheet.
 
     The pair that a prompt asks for is excluded from retrieval (with any other pair of the same picture).
@@ -50,8 +52,13 @@ def evaluate_demo(suite: Suite, knowledge_base: KnowledgeBase, cascade: Cascade,
     texts, total = [p.text for p in prompts], len(prompts)
     drawn = cascade.draw_64(texts, neighbors, seed=SEED, progress=lambda n: progress("with neighbors", n, total))
     plain = cascade.draw_64(texts, [[]] * total, seed=SEED, progress=lambda n: progress("without neighbors", n, total))
-    copied = [neighbor_picture(found[0], 64) if found else p.true_picture(64) for p, found in zip(prompts, neighbors, strict=True)]
-    recall = np.mean([sum(n.entity == p.target.entity for n in f) == K for p, f in zip(prompts, neighbors, strict=True)])
+    copied = [
+        neighbor_picture(found[0], 64) if found else p.true_picture(64)
+        for p, found in zip(prompts, neighbors, strict=True)
+    ]
+    recall = np.mean(
+        [sum(n.entity == p.target.entity for n in f) == K for p, f in zip(prompts, neighbors, strict=True)]
+    )
     figures: dict[str, Any] = {
         "prompts": total,
         "gallery": suite.smallest_gallery,
@@ -128,7 +135,10 @@ def _drift(pictures: Sequence[np.ndarray], cascade: Cascade, progress: Progress)
 
 
 def _sheet(
-    prompts: Sequence[Prompt], neighbors: Sequence[Sequence[Neighbor]], drawn: Sequence[np.ndarray], plain: Sequence[np.ndarray]
+    prompts: Sequence[Prompt],
+    neighbors: Sequence[Sequence[Neighbor]],
+    drawn: Sequence[np.ndarray],
+    plain: Sequence[np.ndarray],
 ) -> np.ndarray:
     """Rows of: two neighbors, drawn with them, drawn without, the true picture; two prompts a row."""
     rows, labels = [], []

@@ -1,7 +1,7 @@
 """One stage's U-Net and the trajectories that live beside it, advanced by continuous batching on a thread of its own.
 
-At every round all live trajectories take one step, in batches of at most `max_batch`; new ones join between rounds, each
-ends on its own, and one that nobody waits for any more is dropped before its next step.
+At every round all live trajectories take one step, in batches of at most `max_batch`; new ones join between rounds,
+each ends on its own, and one that nobody waits for any more is dropped before its next step.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Seat:
     def __init__(self, runtime: StageRuntime, num_pictures: int) -> None:
         self._runtime = runtime
         self._num_pictures = num_pictures
+        self._submitted: list[_Job] = []
 
     def submit(
         self, plans: Sequence[Plan], inputs: StageInputs, *, on_step: OnStep, is_cancelled: Callable[[], bool]
@@ -92,8 +93,14 @@ class Seat:
         """
         assert len(plans) == self._num_pictures, "a seat is taken for the pictures that are then submitted"
         job = _Job(plans=tuple(plans), inputs=inputs, on_step=on_step, is_cancelled=is_cancelled)
+        self._submitted.append(job)
         self._runtime.join(job)
         return job.future
+
+    def leave(self) -> None:
+        """Drop what was submitted and is not done."""
+        for job in self._submitted:
+            job.future.cancel()
 
 
 class StageRuntime:
@@ -137,7 +144,7 @@ class StageRuntime:
 
     @contextmanager
     def reserve(self, *, num_pictures: int, num_tokens: int, num_neighbors: int) -> Iterator[Seat]:
-        """Take room for an order, for as long as the block lasts.
+        """Take room for an order, for as long as the block lasts; what is not done at its end is dropped.
 
         Raises:
             ResourceExhausted: the admitted orders and this one would keep more than `max_live_bytes`.
@@ -158,9 +165,11 @@ class StageRuntime:
                     retry_after_s=RETRY_AFTER_S if self._taken_bytes else None,
                 )
             self._taken_bytes += needed
+        seat = Seat(self, num_pictures)
         try:
-            yield Seat(self, num_pictures)
+            yield seat
         finally:
+            seat.leave()
             with self._changed:
                 self._taken_bytes -= needed
 
@@ -183,7 +192,8 @@ class StageRuntime:
         live: list[_Live] = []
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closing or self._joining or live)
+                while not (self._is_closing or self._joining or live):
+                    self._changed.wait()
                 joining, self._joining = self._joining, []
                 is_closing = self._is_closing
             if is_closing:

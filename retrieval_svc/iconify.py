@@ -246,7 +246,8 @@ def build_demonstration_corpus(
         facets=(Facet(name="style", template="{value} style", values=tuple(SETS)),),
         scene_phrases=scene_phrases(),
         sources=tuple(
-            {"name": s.prefix, "version": s.version, "author": s.author, "license": s.license, "url": s.url} for s in sets
+            {"name": s.prefix, "version": s.version, "author": s.author, "license": s.license, "url": s.url}
+            for s in sets
         ),
     )
 

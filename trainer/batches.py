@@ -64,9 +64,7 @@ def picture(prepared: Prepared, pair: int, variant: int, side: int) -> np.ndarra
     return compose(lambda n: prepared.pictures[n][pair], prepared.scenes[pair][variant], side)
 
 
-def base_batch(
-    prepared: Prepared, preset: Preset, rng: np.random.Generator, side: int, anchors: np.ndarray
-) -> Batch:
+def base_batch(prepared: Prepared, preset: Preset, rng: np.random.Generator, side: int, anchors: np.ndarray) -> Batch:
     """A batch of the first stage.
 
     Each anchor brings its neighbors and further pairs that have the same neighbors: an entity in several styles is
@@ -85,7 +83,9 @@ def base_batch(
     pictures = np.stack([picture(prepared, p, int(v), side) for p, v in zip(targets, variants, strict=True)])
     text, mask = prepared.text([p * NUM_SCENES + int(v) for p, v in zip(targets, variants, strict=True)])
     size = len(targets)
-    neighbors, neighbor_text, neighbor_text_mask, neighbor_mask = _neighbor_arrays(prepared, sets, preset.neighbors, side)
+    neighbors, neighbor_text, neighbor_text_mask, neighbor_mask = _neighbor_arrays(
+        prepared, sets, preset.neighbors, side
+    )
     return Batch(
         x0=_images(pictures),
         eps=_noise(rng, (size, 3, side, side)),
@@ -112,9 +112,7 @@ def _neighbor_set(
     near = prepared.neighbors[anchor]
     near = near[near >= 0][:CANDIDATES]
     picked = rng.permutation(near)[:count]
-    others = [
-        j for j in near if j not in picked and np.isin(picked, prepared.neighbors[j][:CANDIDATES + 2]).all()
-    ]
+    others = [j for j in near if j not in picked and np.isin(picked, prepared.neighbors[j][: CANDIDATES + 2]).all()]
     return [int(p) for p in picked], np.array([anchor, *others])
 
 
@@ -192,5 +190,3 @@ def _times(rng: np.random.Generator, size: int) -> np.ndarray:
     """Stratified uniform times: one in each of `size` equal parts, in random order (Kingma et al. 2021, appendix I)."""
     t = (rng.permutation(size) + rng.random(size)) / size
     return np.clip(t, TIME_MARGIN, 1.0).astype(np.float32)
-
-

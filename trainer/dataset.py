@@ -162,5 +162,3 @@ def _encode(pairs: Sequence[Pair], folder: Path, encoder: TextEncoder, progress:
     with replacing_folder(folder) as temporary:
         np.save(temporary / "states.npy", np.concatenate(encoded))
         np.save(temporary / "offsets.npy", np.cumsum([0, *(len(e) for e in encoded)]))
-
-

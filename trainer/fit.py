@@ -83,7 +83,12 @@ class Trainer:
         state.step += 1
         state.examples += preset.batch
         state.update_average(preset.ema_decay)
-        return {"loss": float(loss.detach()), "gradient_norm": float(norm), "learning_rate": rate, "skipped": float(not finite)}
+        return {
+            "loss": float(loss.detach()),
+            "gradient_norm": float(norm),
+            "learning_rate": rate,
+            "skipped": float(not finite),
+        }
 
     def held_out_losses(self, num_batches: int = 4) -> dict[str, float]:
         """Paired losses of the averaged weights on held-out pairs, the same draws every time."""
@@ -99,7 +104,9 @@ class Trainer:
     def save(self) -> Path:
         return save_state(self.folder, self.state, self.preset)
 
-    def run(self, schedule: Schedule, show: Callable[[int, dict[str, float]], None], look: Callable[[Trainer], None]) -> None:
+    def run(
+        self, schedule: Schedule, show: Callable[[int, dict[str, float]], None], look: Callable[[Trainer], None]
+    ) -> None:
         """Train until the preset's end or until asked to stop; the state is saved in either case.
 
         Args:
@@ -121,7 +128,10 @@ class Trainer:
                 show(self.state.examples, figures)
                 now = time.monotonic()
                 if now - last["log"] >= schedule.log_every_s:
-                    self.log({"kind": "train", "examples_per_s": len(window) * self.preset.batch / (now - last["log"])} | _mean(window))
+                    self.log(
+                        {"kind": "train", "examples_per_s": len(window) * self.preset.batch / (now - last["log"])}
+                        | _mean(window)
+                    )
                     window, last["log"] = [], now
                 if now - last["evaluate"] >= schedule.evaluate_every_s:
                     self.log({"kind": "held_out"} | self.held_out_losses())
@@ -142,7 +152,11 @@ class Trainer:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to the run's `log.jsonl`."""
-        line = {"step": self.state.step, "examples": self.state.examples, "side": self.preset.side(self.state.examples)} | line
+        line = {
+            "step": self.state.step,
+            "examples": self.state.examples,
+            "side": self.preset.side(self.state.examples),
+        } | line
         with (self.folder / "log.jsonl").open("a") as stream:
             stream.write(json.dumps({"time": round(time.time(), 1)} | line) + "\n")
 
@@ -172,5 +186,3 @@ def open_run(preset: Preset, source: Source, folder: Path, device: torch.device)
     state, skipped = resume(folder, preset, device)
     trainer = Trainer(preset=preset, spec=stage(preset.stage), source=source, folder=folder, device=device, state=state)
     return trainer, skipped
-
-

@@ -20,7 +20,7 @@ from trainer.fit import Trainer
 from trainer.loss import condition_of
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
+from matplotlib import pyplot as plt
 
 GRID = 8
 STEPS = 24
@@ -41,7 +41,9 @@ def _samples(trainer: Trainer) -> np.ndarray:
     first = torch.arange(0, batch.x0.shape[0], max(1, trainer.preset.draws))[:size].to(trainer.device)
     with trainer.averaged() as unet, torch.inference_mode():
         # An input noised to the smallest level is as good as clean: previews enlarge what serving would enlarge.
-        condition = condition_of(unet, trainer.spec, replace(batch, low_res_t=torch.zeros_like(batch.low_res_t))).take(first)
+        condition = condition_of(unet, trainer.spec, replace(batch, low_res_t=torch.zeros_like(batch.low_res_t))).take(
+            first
+        )
         if not unet.config.uses_neighbors:
             return _enlargements(trainer, unet, batch, condition, first, side)
         yes = torch.ones(len(first), dtype=torch.bool, device=trainer.device)
@@ -58,7 +60,9 @@ def _samples(trainer: Trainer) -> np.ndarray:
     return contact_sheet(rows, names)
 
 
-def _enlargements(trainer: Trainer, unet: Any, batch: Batch, condition: Any, first: torch.Tensor, side: int) -> np.ndarray:
+def _enlargements(
+    trainer: Trainer, unet: Any, batch: Batch, condition: Any, first: torch.Tensor, side: int
+) -> np.ndarray:
     low = _pictures(batch.low_res[first])
     rows = [
         [enlarge_bicubic(p, side) for p in low],
@@ -70,7 +74,9 @@ def _enlargements(trainer: Trainer, unet: Any, batch: Batch, condition: Any, fir
 
 def _run(trainer: Trainer, unet: Any, condition: Any, side: int) -> torch.Tensor:
     plan = replace(trainer.spec.plan(seed=7), stage=side, steps=min(STEPS, trainer.spec.steps))
-    return run_together(unet, trainer.spec.prediction, [replace(plan, sample=i) for i in range(condition.num_rows)], condition)
+    return run_together(
+        unet, trainer.spec.prediction, [replace(plan, sample=i) for i in range(condition.num_rows)], condition
+    )
 
 
 def _pictures(unit: torch.Tensor) -> list[np.ndarray]:

@@ -77,9 +77,7 @@ def paired_losses(unet: UNet, spec: StageSpec, batches: list[Batch]) -> dict[str
 
 
 def _with_neighbors(condition: Condition, other: Condition) -> Condition:
-    return Condition(
-        **{**vars(condition), "neighbors": other.neighbors, "neighbor_mask": other.neighbor_mask}
-    )
+    return Condition(**{**vars(condition), "neighbors": other.neighbors, "neighbor_mask": other.neighbor_mask})
 
 
 def _log_snr(spec: StageSpec, t: Tensor) -> Tensor:

@@ -35,14 +35,14 @@ class RunState:
         share = 1.0 - min(decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             weights = self.unet.state_dict()
-            names = list(self.average)
-            torch._foreach_lerp_([self.average[n] for n in names], [weights[n] for n in names], share)
+            for name, average in self.average.items():
+                average.lerp_(weights[name], share)
 
 
 def new_state(preset: Preset, device: torch.device) -> RunState:
     """A run at its beginning; the initial weights come from the preset's seed."""
     torch.manual_seed(preset.seed)
-    unet = UNet(preset.unet).to(device=device, memory_format=torch.channels_last)
+    unet = UNet(preset.unet).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     return RunState(unet=unet, average=average, optimizer=_optimizer(unet, preset), step=0, examples=0)
 
@@ -88,7 +88,9 @@ def load_state(path: Path, preset: Preset, device: torch.device) -> RunState:
     state.unet.load_state_dict(_part(tensors, "weights/"), strict=True)
     state.average = _part(tensors, "average/")
     for name, parameter in state.unet.named_parameters():
-        kinds = {k.split("/")[1]: t for k, t in tensors.items() if k.startswith("optimizer/") and k.split("/", 2)[2] == name}
+        kinds = {
+            k.split("/")[1]: t for k, t in tensors.items() if k.startswith("optimizer/") and k.split("/", 2)[2] == name
+        }
         if kinds:
             # Adam keeps its step count on the host.
             state.optimizer.state[parameter] = {k: t.cpu() if k == "step" else t for k, t in kinds.items()}

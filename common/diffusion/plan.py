@@ -87,4 +87,5 @@ class Plan:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Plan:
         """Inverse of `to_json`; unknown or missing names are a TypeError, values out of range a ValueError."""
-        return cls(**(document | {"guidance": Guidance(**document["guidance"])}))
+        given: dict[str, Any] = document | {"guidance": Guidance(**document["guidance"])}
+        return cls(**given)

@@ -151,7 +151,5 @@ def trajectory(
     for step in range(len(table)):
         columns = tuple(int(c) for c in np.flatnonzero(table.guidance[step]))
         said = denoise(x_t, float(table.log_snr[step]), columns)
-        x_t, x0 = advance(
-            table, step, x_t, x0, said, prediction=prediction, thresholding=thresholding, noise=noise
-        )
+        x_t, x0 = advance(table, step, x_t, x0, said, prediction=prediction, thresholding=thresholding, noise=noise)
         yield step, x_t, x0

@@ -69,4 +69,5 @@ class UNetConfig:
         known = {f.name for f in fields(cls)}
         if set(document) != known:
             raise ValueError(f"unet: config names {sorted(set(document) ^ known)} are unknown or missing")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}
+        return cls(**given)

