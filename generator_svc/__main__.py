@@ -42,7 +42,7 @@ class GeneratorSettings(ServerSettings):
     """What the generator is told, by flags or by REIMAGEN_GENERATOR_ variables."""
 
     address: str = setting(default="127.0.0.1:50052", help="where to listen: unix:/path or host:port (port 0: any)")
-    weights: Path = setting(help="folder of the stages' weights, with their manifest.json")
+    weights: Path = setting(help="folder of the stages' weights, with their manifest.json")  # noqa: RUF009 (a field)
     retrieval_address: str = setting(help="address of the retrieval service: unix:/path or host:port")
     retrieval_timeout_s: float = setting(default=10.0, help="seconds that retrieval gets to answer")
     text_encoder: str | None = setting(

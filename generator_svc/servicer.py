@@ -64,7 +64,7 @@ class GeneratorServicer(pb_grpc.GeneratorServiceServicer):
         """See generator.proto; errors are the domain's, and the call interceptor makes statuses of them."""
         is_over = threading.Event()
         # Set however the call ends: by its last event, by the caller going away, by its deadline.
-        context.add_done_callback(lambda *_: is_over.set())
+        context.add_done_callback(lambda _: is_over.set())  # pyright: ignore[reportArgumentType] (typeshed's stub)
         call = Call(is_cancelled=is_over.is_set, time_remaining_s=context.time_remaining)
         async for event in self._pipeline.draw(_order(request), call):
             yield _response(event)

@@ -14,7 +14,7 @@ from trainer.dataset import Progress
 DRAWN_SIZE = 1024
 CROP = 256
 PER_PICTURE = 3
-EVERY = 8  # one picture in so many is drawn: crops of two thousand pictures already differ enough
+EVERY = 16  # one picture in so many is drawn: crops of a thousand pictures already differ enough
 
 
 def prepare_crops(corpus: Path, folder: Path, progress: Progress) -> None:

@@ -25,6 +25,7 @@ from common.service.metrics import MetricsEndpoint, RpcMetrics
 UNIX = "unix:"
 _MAX_UNIX_PATH_BYTES = 107  # sun_path of sockaddr_un is 108 bytes on Linux, with the closing zero
 _FLUSH_S = 0.1
+_MAX_PORT = 65535
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Opened = Callable[[grpc.aio.Server], AbstractAsyncContextManager[Sequence[str]]]
@@ -133,8 +134,10 @@ def _bind(server: grpc.aio.Server, address: str) -> tuple[str, str]:
             raise ConfigError(f"address: {address!r} is longer than a Unix socket's path can be")
         if not path.parent.is_dir():
             raise ConfigError(f"address: the folder of {address!r} does not exist")
-    elif ":" not in address:
-        raise ConfigError(f"address: {address!r} is neither unix:/path nor host:port")
+    else:
+        host, colon, number = address.rpartition(":")
+        if not (host and colon and number.isdecimal() and int(number) <= _MAX_PORT):  # gRPC takes any number
+            raise ConfigError(f"address: {address!r} is neither unix:/path nor host:port")
     try:
         port = server.add_insecure_port(address)
     except RuntimeError:

@@ -83,13 +83,6 @@ def test_stages_share_a_manifest_and_publishing_again_replaces(
     torch.testing.assert_close(load_stage(folder, 64).unet.stem.bias, better["stem.bias"].half().float())
 
 
-def test_the_same_weights_give_the_same_bytes(published: tuple[Path, UNet], tmp_path_factory) -> None:
-    folder, unet = published
-    other = tmp_path_factory.mktemp("again")
-    publish_stage(other, 64, unet.config, unet.state_dict(), {"examples": 12, "preset": "tiny"})
-    assert (other / NAME).read_bytes() == (folder / NAME).read_bytes()
-
-
 def test_cut_file(published: tuple[Path, UNet]) -> None:
     path = published[0] / NAME
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -136,7 +129,7 @@ def test_damaged_manifest(published: tuple[Path, UNet], content: str) -> None:
 
 
 def test_missing_tensor(published: tuple[Path, UNet]) -> None:
-    rewrite(published[0], lambda tensors, header: tensors.pop("stem.bias") and None)
+    rewrite(published[0], lambda tensors, header: tensors.__delitem__("stem.bias"))
     refused(published[0], str(published[0] / NAME), "stem.bias")
 
 

@@ -98,15 +98,15 @@ def test_ancestral_noise_is_the_samples_own(unet: UNet, conditions: list[Conditi
     torch.nn.init.zeros_(unet.head.bias)
     noisy = [plan("ddpm", steps=6, seed=s, thresholding="none") for s in (1, 2, 3)]
     condition = concatenate([conditions[0]] * 3)
-    forwards = run_together(unet, "x0", noisy, condition)
-    backwards = run_together(unet, "x0", noisy[::-1], condition).flip(0)
+    forwards = run_together(unet, "v", noisy, condition)
+    backwards = run_together(unet, "v", noisy[::-1], condition).flip(0)
     lone = torch.stack([alone(unet, one, conditions[0]) for one in noisy])
     torch.testing.assert_close(forwards, lone, atol=0, rtol=0)
     torch.testing.assert_close(backwards, lone, atol=0, rtol=0)
     steps = begin(noisy[0], conditions[0])
-    step_together(unet, "x0", [steps])
+    step_together(unet, "v", [steps])
     with_other = begin(replace(noisy[0], sample=1), conditions[0])
-    step_together(unet, "x0", [with_other])
+    step_together(unet, "v", [with_other])
     assert (steps.x_t != with_other.x_t).all()
 
 

@@ -165,14 +165,13 @@ def start_service(index: Path) -> Callable[..., AbstractContextManager[Service]]
             cwd=ROOT,
             env=command_environment(),
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=log,
             text=True,
         )
         try:
             assert process.stdout is not None
-            assert process.stderr is not None
             said = process.stdout.readline().split()
-            assert said[:1] == ["ready"], process.stderr.read()
+            assert said[:1] == ["ready"], Path(log.name).read_text()
             with grpc.insecure_channel(said[1]) as channel:
                 stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
                 yield Service(process=process, address=said[1], channel=channel, stub=stub)

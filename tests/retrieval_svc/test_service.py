@@ -47,7 +47,7 @@ def test_retrieve(service: Any) -> None:
     response = service.stub.Retrieve(pb.RetrieveRequest(prompt=PROMPT), timeout=TIMEOUT_S)
     first, second = response.neighbors
     assert (first.pair_id, first.rank, second.rank) == ("noto--guide-dog", 1, 2)
-    assert first.image.startswith(b"\x89PNG") and first.image_format == "png"
+    assert (first.image[:4], first.image_format) == (b"\x89PNG", "png")
     assert dict(first.facets) == {"style": "noto"}
     assert (first.author, first.license) == ("author of noto", "CC-BY-4.0")
     assert second.entity == "guide dog"
@@ -131,14 +131,13 @@ def test_a_burst_of_calls_is_answered_like_one(service: Any) -> None:
 
 
 def test_health_and_reflection(service: Any) -> None:
-    health = health_pb2_grpc.HealthStub(service.channel)
+    health: Any = health_pb2_grpc.HealthStub(service.channel)
     for name in ("", "reimagen.retrieval.v1.RetrievalService"):
         answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=TIMEOUT_S)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     ask = reflection_pb2.ServerReflectionRequest(list_services="")
-    stream = reflection_pb2_grpc.ServerReflectionStub(service.channel).ServerReflectionInfo(
-        iter([ask]), timeout=TIMEOUT_S
-    )
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(service.channel)
+    stream = stub.ServerReflectionInfo(iter([ask]), timeout=TIMEOUT_S)
     names = {listed.name for listed in next(iter(stream)).list_services_response.service}
     assert "reimagen.retrieval.v1.RetrievalService" in names
 
@@ -163,7 +162,8 @@ def test_tcp_metrics_and_the_limit_of_calls(start_service: Start) -> None:
         metrics_port = probe.getsockname()[1]
     with start_service("127.0.0.1:0", "--metrics-port", str(metrics_port), "--max-concurrent-calls", "1") as running:
         assert not running.address.endswith(":0")
-        watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest())
+        health: Any = health_pb2_grpc.HealthStub(running.channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
         next(iter(watch))  # takes the only place
         refused: Any = _refusal(running, pb.RetrieveRequest(prompt=PROMPT))
         assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

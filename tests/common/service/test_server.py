@@ -215,14 +215,20 @@ def test_what_cannot_be_opened_ends_the_serving(tmp_path: Path) -> None:
         asyncio.run(serve(ServerSettings(address=f"unix:{tmp_path}/s"), opened=opened, registry=CollectorRegistry()))
 
 
-@pytest.mark.parametrize("address", ["nowhere", "unix:/nowhere/at/all.sock", "127.0.0.1:99999"])
-def test_addresses_that_cannot_be(address: str) -> None:
-    @asynccontextmanager
-    async def opened(server: grpc.aio.Server) -> AsyncIterator[Sequence[str]]:
-        yield ()
+@asynccontextmanager
+async def _nothing(server: grpc.aio.Server) -> AsyncIterator[Sequence[str]]:
+    yield ()
 
+
+async def _serve_briefly(address: str) -> None:
+    settings = ServerSettings(address=address)
+    await asyncio.wait_for(serve(settings, opened=_nothing, registry=CollectorRegistry()), 5)
+
+
+@pytest.mark.parametrize("address", ["nowhere", ":1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "unix:/nowhere/at/all.sock"])
+def test_addresses_that_cannot_be(address: str) -> None:
     with pytest.raises(ConfigError, match="address: "):
-        asyncio.run(serve(ServerSettings(address=address), opened=opened, registry=CollectorRegistry()))
+        asyncio.run(_serve_briefly(address))
 
 
 def _record(**extra: object) -> logging.LogRecord:
