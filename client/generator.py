@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -167,9 +167,7 @@ class GeneratorClient:
 
     def __init__(self, address: str) -> None:
         """`address` is unix:/path or host:port; the channel connects at the first call."""
-        self._channel = grpc.insecure_channel(
-            address, options=(("grpc.max_receive_message_length", MAX_EVENT_BYTES),)
-        )
+        self._channel = grpc.insecure_channel(address, options=(("grpc.max_receive_message_length", MAX_EVENT_BYTES),))
         self._stub = pb_grpc.GeneratorServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -184,8 +182,8 @@ class GeneratorClient:
         """Close the channel; calls under way are cancelled."""
         self._channel.close()
 
-    def generate(self, request: GenerationRequest, *, timeout_s: float) -> Iterator[Event]:
-        """Draw, and yield what the service says. Closing the iterator cancels the call.
+    def generate(self, request: GenerationRequest, *, timeout_s: float) -> Generator[Event, None, None]:
+        """Draw, and yield what the service says. Closing the generator cancels the call.
 
         Args:
             request: what is to be drawn.
@@ -251,9 +249,7 @@ def _event(response: pb.GenerateResponse) -> Event:
     kind = response.WhichOneof("event")
     if kind == "accepted":
         said = response.accepted
-        return Accepted(
-            prompt=said.prompt, seed=said.seed, num_pictures=said.num_pictures, stages=tuple(said.stages)
-        )
+        return Accepted(prompt=said.prompt, seed=said.seed, num_pictures=said.num_pictures, stages=tuple(said.stages))
     if kind == "neighbors":
         found = response.neighbors
         return NeighborsFound(

@@ -79,7 +79,7 @@ STAGES: tuple[StageSpec, ...] = (
         thresholding="dynamic",
         augmentation=0.0,
         train_augmentation=0.0,
-        loss_gamma=5.0,
+        loss_gamma=25.0,
     ),
     StageSpec(
         size=256,

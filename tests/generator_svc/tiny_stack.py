@@ -41,9 +41,7 @@ TINY_64 = UNetConfig(
     embedding_width=16,
     scale=1,
 )
-TINY_256 = replace(
-    TINY_64, patch=8, attention=(False, False), neighbor_attention=(False, False), text_width=0, scale=4
-)
+TINY_256 = replace(TINY_64, patch=8, attention=(False, False), neighbor_attention=(False, False), text_width=0, scale=4)
 TINY_UNETS = {64: TINY_64, 256: TINY_256, 1024: replace(TINY_256, patch=32)}
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -149,36 +150,28 @@ def start_service(index: Path) -> Callable[..., AbstractContextManager[Service]]
 
     @contextmanager
     def start(address: str, *flags: str) -> Iterator[Service]:
-        command = [
-            sys.executable,
-            "-m",
-            "retrieval_svc",
-            "serve",
-            "--address",
-            address,
-            "--index",
-            str(index),
-            *flags,
-        ]
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=command_environment(),
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        try:
-            assert process.stdout is not None
-            said = process.stdout.readline().split()
-            assert said[:1] == ["ready"], Path(log.name).read_text()
-            with grpc.insecure_channel(said[1]) as channel:
-                stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
-                yield Service(process=process, address=said[1], channel=channel, stub=stub)
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.communicate(timeout=START_TIMEOUT_S)
+        serve = ("-m", "retrieval_svc", "serve", "--address", address, "--index", str(index), *flags)
+        # Its log goes to a file: a pipe that nobody reads would fill up and stop it.
+        with tempfile.NamedTemporaryFile("r") as log, open(log.name, "w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, *serve],
+                cwd=ROOT,
+                env=command_environment(),
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+            try:
+                assert process.stdout is not None
+                said = process.stdout.readline().split()
+                assert said[:1] == ["ready"], log.read()
+                with grpc.insecure_channel(said[1]) as channel:
+                    stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
+                    yield Service(process=process, address=said[1], channel=channel, stub=stub)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                process.communicate(timeout=START_TIMEOUT_S)
 
     return start
 

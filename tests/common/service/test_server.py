@@ -225,7 +225,9 @@ async def _serve_briefly(address: str) -> None:
     await asyncio.wait_for(serve(settings, opened=_nothing, registry=CollectorRegistry()), 5)
 
 
-@pytest.mark.parametrize("address", ["nowhere", ":1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "unix:/nowhere/at/all.sock"])
+@pytest.mark.parametrize(
+    "address", ["nowhere", ":1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "unix:/nowhere/at/all.sock"]
+)
 def test_addresses_that_cannot_be(address: str) -> None:
     with pytest.raises(ConfigError, match="address: "):
         asyncio.run(_serve_briefly(address))

@@ -1,0 +1,168 @@
+"""A prompt becomes files: the body of `python -m deploy.local generate`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.generator import (
+    Done,
+    GenerationFailed,
+    GenerationRequest,
+    GeneratorClient,
+    Image,
+    Neighbor,
+    NeighborsFound,
+    StageFinished,
+    StageOverrides,
+)
+from common.diffusion.randomness import MAX_SEED
+from common.images import contact_sheet, encode_png, over_color, rasterize
+from common.scenes import WHITE
+from common.stages import stage
+from deploy.local.display import Display
+from deploy.local.knowledge_base import ensure_knowledge_base
+from deploy.local.outputs import check_folder, write_outputs
+from deploy.local.stack import GeneratorFlags, running_stack
+from retrieval_svc.query import MAX_PROMPT_CHARACTERS
+
+SHEET_CELL = 320  # pixels; wide enough for a caption above it
+_GUIDANCE = {
+    "guidance_strategy": "strategy",
+    "text_weight": "text_weight",
+    "neighbor_weight": "neighbor_weight",
+    "eta": "eta",
+}
+
+
+class BadRequest(ValueError):
+    """The request cannot be; the message names the flag and the value. Nothing has been started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where things are.
+
+    Attributes:
+        out: folder of the pictures.
+        work: folder of the demonstration knowledge base.
+        logs: folder of the services' logs.
+    """
+
+    out: Path
+    work: Path
+    logs: Path
+
+
+def check_request(request: GenerationRequest) -> None:
+    """Refuse at once what needs no service to be refused.
+
+    Raises:
+        BadRequest: names the flag.
+    """
+    if not request.prompt.strip():
+        raise BadRequest("--prompt: is empty")
+    if len(request.prompt) > MAX_PROMPT_CHARACTERS:
+        raise BadRequest(f"--prompt: {len(request.prompt)} characters, at most {MAX_PROMPT_CHARACTERS} are read")
+    if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
+        raise BadRequest(f"--seed: {request.seed} is not between 0 and {MAX_SEED} (2^63 - 1)")
+    if request.k is not None and request.k < 1:
+        raise BadRequest(f"--k: {request.k} is less than 1; use --without-neighbors for none")
+    for overrides in request.stages:
+        _check_overrides(overrides)
+
+
+def _check_overrides(overrides: StageOverrides) -> None:
+    given = {name: value for name, value in vars(overrides).items() if value is not None and name != "stage"}
+    plan = stage(overrides.stage).plan(seed=0)
+    guidance = {_GUIDANCE[name]: value for name, value in given.items() if name in _GUIDANCE}
+    others: dict[str, Any] = {name: value for name, value in given.items() if name not in _GUIDANCE}
+    try:
+        replace(plan, guidance=replace(plan.guidance, **guidance), **others)
+    except ValueError as error:
+        name, _, reason = str(error).removeprefix("guidance.").partition(": ")
+        raise BadRequest(f"--{name.replace('_', '-')}-{overrides.stage}: {reason}") from None
+
+
+def generate(
+    request: GenerationRequest, places: Places, flags: GeneratorFlags, display: Display, *, timeout_s: float
+) -> list[Path]:
+    """Draw a picture with a stack of our own; gives the files that are left in `places.out`.
+
+    Raises:
+        BadRequest: the request cannot be.
+        ChildFailed: a service cannot start, e.g. for want of weights.
+        GenerationFailed: the generator refuses, or fails.
+        CorpusError, OSError: the knowledge base cannot be made, or the files cannot be written.
+    """
+    started = time.perf_counter()
+    check_request(request)
+    check_folder(places.out)
+    index = ensure_knowledge_base(places.work, display)
+    display.say("starting retrieval and generation")
+    launched = time.perf_counter()
+    with running_stack(index, flags, places.logs) as stack:
+        start_s = time.perf_counter() - launched
+        try:
+            drawn = _draw(request, stack.address, display, timeout_s)
+        except GenerationFailed as error:
+            stack.generator.check()
+            if error.code == "INTERNAL":
+                raise GenerationFailed("INTERNAL", f"{error}: {stack.generator.explain()}", (), None) from error
+            raise
+        files = drawn.files()
+    record = dict(drawn.record)
+    record["timings_s"] = {
+        "start": round(start_s, 4),
+        **record["timings_s"],
+        "command": round(time.perf_counter() - started, 4),
+    }
+    files["record.json"] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    return write_outputs(places.out, files)
+
+
+@dataclass(kw_only=True)
+class _Drawn:
+    neighbors: tuple[Neighbor, ...]
+    stages: dict[int, bytes]
+    image: bytes
+    record: Mapping[str, Any]
+
+    def files(self) -> dict[str, bytes]:
+        """Name to content, without the record."""
+        files = {f"image-{self.record['seed']}.png": self.image}
+        files |= {f"stage-{size}.png": png for size, png in self.stages.items()}
+        if self.neighbors:
+            files["neighbors.png"] = encode_png(_sheet(self.neighbors))
+        return files
+
+
+def _draw(request: GenerationRequest, address: str, display: Display, timeout_s: float) -> _Drawn:
+    drawn = _Drawn(neighbors=(), stages={}, image=b"", record={})
+    with GeneratorClient(address) as client, closing(client.generate(request, timeout_s=timeout_s)) as events:
+        for event in events:
+            display.show(event)
+            match event:
+                case NeighborsFound():
+                    drawn.neighbors = event.neighbors
+                case StageFinished() if event.png:
+                    drawn.stages[event.stage] = event.png
+                case Image():
+                    drawn.image = event.png
+                case Done():
+                    drawn.record = event.record
+    return drawn
+
+
+def _sheet(neighbors: tuple[Neighbor, ...]) -> np.ndarray:
+    """The neighbors under their captions, best first."""
+    pictures = [over_color(rasterize(n.image, n.image_format, SHEET_CELL), WHITE) for n in neighbors]
+    labels = [f"{neighbor.rank}. {neighbor.caption}" for neighbor in neighbors]
+    return contact_sheet([[picture] for picture in pictures], labels, cell=SHEET_CELL)

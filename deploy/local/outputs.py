@@ -1,0 +1,62 @@
+"""The files that a command leaves: all of them, or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.files import sync_folder
+
+COMPANIONS = ("stage-64.png", "stage-256.png", "neighbors.png", "record.json")
+"""What belongs to the newest picture of a folder; the pictures themselves stay."""
+
+
+def check_folder(folder: Path) -> None:
+    """Raises NotADirectoryError where `folder` cannot be one."""
+    for path in (folder, *folder.absolute().parents):
+        if path.exists():
+            if not path.is_dir():
+                raise NotADirectoryError(20, "Not a directory", str(path))
+            return
+
+
+def write_outputs(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Write `files` (name to content) into `folder`; companions of an earlier picture that are not among them go.
+
+    Everything is written and flushed under temporary names before the first file takes its place.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; it is then as it was before.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".reimagen-", suffix=".part"))
+    written = False
+    try:
+        for name, content in files.items():
+            _write(scratch / name, folder / name, content)
+        for name in files:
+            os.replace(scratch / name, folder / name)
+        written = True
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if is_new and not written:
+            shutil.rmtree(folder, ignore_errors=True)
+    for name in COMPANIONS:
+        if name not in files:
+            (folder / name).unlink(missing_ok=True)
+    sync_folder(folder)
+    return [folder / name for name in files]
+
+
+def _write(path: Path, final: Path, content: bytes) -> None:
+    try:
+        with path.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:  # a full disk says neither its name nor that of the file
+        raise OSError(error.errno, error.strerror, str(final)) from error

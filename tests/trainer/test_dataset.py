@@ -1,0 +1,141 @@
+"""Preparing a corpus: what is on disk is what the corpus says, each part once."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.corpus import read_manifest
+from common.images import rasterize, shrink
+from common.scenes import Scene, caption
+from tests_trainer import LetterEncoder, letters, nearest, shape_pairs, write_shapes
+from trainer.dataset import NUM_SCENES, RENDER_SIZE, open_prepared, prepare, scenes_of, spoken_caption
+
+
+def silent(task: str, done: int, total: int) -> None:
+    """A progress that is not shown."""
+
+
+def test_pairs_are_in_corpus_order(prepared_folder: Path, corpus_folder: Path) -> None:
+    opened = open_prepared(prepared_folder)
+    pairs = shape_pairs()
+    assert opened.keys == [p.key for p in pairs]
+    assert opened.entities == [p.entity for p in pairs]
+    assert opened.styles == [p.facets["style"] for p in pairs]
+    assert opened.held_out.tolist() == [p.held_out for p in pairs]
+    assert opened.fingerprint == read_manifest(corpus_folder).fingerprint
+
+
+def test_pictures_are_the_drawn_pairs_at_every_size(prepared_folder: Path) -> None:
+    opened = open_prepared(prepared_folder)
+    assert {256, 128, 64, 32, 16} <= set(opened.pictures)
+    for i, pair in list(enumerate(shape_pairs()))[::5]:
+        full = rasterize(pair.image, "svg", RENDER_SIZE)
+        for side, pictures in opened.pictures.items():
+            expected = shrink(full, RENDER_SIZE // side)
+            np.testing.assert_array_equal(pictures[i], expected, err_msg=f"{pair.key} at {side}")
+
+
+def test_text_is_of_the_captions_asked_for(prepared_folder: Path) -> None:
+    opened = open_prepared(prepared_folder)
+    pairs = shape_pairs()
+    asked = [3 * NUM_SCENES, 7 * NUM_SCENES + 2, 23 * NUM_SCENES + 3, 0]
+    states, mask = opened.text(asked)
+    assert states.dtype == np.float32 and mask.dtype == bool
+    for row, number in enumerate(asked):
+        pair, variant = pairs[number // NUM_SCENES], number % NUM_SCENES
+        scene = opened.scenes[number // NUM_SCENES][variant]
+        said = spoken_caption(pair.key, variant, pair.entity, pair.facets["style"], scene)
+        assert letters(states[row], mask[row]) == said
+    assert not states[~mask].any()
+    assert mask.any(0).all(), "no column of padding alone"
+
+
+def test_the_first_variant_is_the_knowledge_bases_caption(prepared_folder: Path) -> None:
+    opened = open_prepared(prepared_folder)
+    for i, pair in enumerate(shape_pairs()):
+        states, mask = opened.text([i * NUM_SCENES])
+        assert letters(states[0], mask[0]) == pair.caption
+        assert opened.scenes[i][0] == Scene()
+
+
+def test_scenes_follow_from_the_key() -> None:
+    drawn = [scenes_of(f"noto--thing-{i}") for i in range(300)]
+    assert drawn[7] == scenes_of("noto--thing-7")
+    assert all(len(s) == NUM_SCENES and s[0] == Scene() and Scene() not in s[1:] for s in drawn)
+    others = [scene for scenes in drawn for scene in scenes[1:]]
+    assert {s.color for s in others} > {None, "red"} and {s.corner for s in others} > {None, "top left"}
+    assert len({tuple(s) for s in drawn}) > 250
+
+
+def test_captions_are_said_as_a_person_might() -> None:
+    """Three in ten of the drawn captions begin with an article, and with the right one."""
+    said = [spoken_caption(f"k{i}", 1, "apple", "noto", Scene(color="red")) for i in range(400)]
+    words = caption("apple", "noto", Scene(color="red"))
+    assert all(s.endswith(words) for s in said)
+    articles = [s.removesuffix(words) for s in said]
+    assert set(articles) <= {"", "an ", "the "}, "no 'a apple'"
+    assert 0.2 < sum(a != "" for a in articles) / 400 < 0.4
+    assert set(spoken_caption(f"k{i}", 1, "dog", "noto", Scene())[:4] for i in range(400)) == {"dog,", "a do", "the "}
+    assert spoken_caption("k", 0, "apple", "noto", Scene()) == caption("apple", "noto", Scene())
+
+
+def test_preparing_again_does_nothing(prepared_folder: Path, corpus_folder: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in prepared_folder.rglob("*")}
+    encoder = LetterEncoder()
+    prepare(corpus_folder, prepared_folder, lambda: encoder, silent)  # type: ignore[arg-type, return-value]
+    assert encoder.calls == 0
+    assert {p: p.stat().st_mtime_ns for p in prepared_folder.rglob("*")} == before
+
+
+def test_an_interrupted_preparation_is_taken_up(corpus_folder: Path, tmp_path: Path) -> None:
+    def fails() -> LetterEncoder:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(corpus_folder, tmp_path, fails, silent)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="prepare"):
+        open_prepared(tmp_path)
+    drawn = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npy")}
+    assert drawn, "pictures were done"
+    prepare(corpus_folder, tmp_path, LetterEncoder, silent)  # type: ignore[arg-type]
+    assert {p: p.stat().st_mtime_ns for p in drawn} == drawn, "and are kept"
+    np.save(tmp_path / "neighbors.npy", nearest(shape_pairs()))
+    assert len(open_prepared(tmp_path).keys) == 24
+
+
+@pytest.mark.parametrize("part", ["neighbors.npy", "text/states.npy", "text/offsets.npy", "prepared"])
+def test_missing_parts_are_named(prepared_folder: Path, tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared_folder, folder)
+    for path in folder.glob("prepared-*") if part == "prepared" else [folder / part]:
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=Path(part).name):
+        open_prepared(folder)
+
+
+def test_another_corpus_in_the_same_folder_is_prepared_anew(tmp_path: Path) -> None:
+    """A rebuilt corpus must not be trained with the pictures of the one before."""
+    first, second = shape_pairs(), [replace(p, image=q.image) for p, q in zip(shape_pairs(), shape_pairs()[::-1], strict=True)]
+    for name, pairs in (("a", first), ("b", second[:21])):
+        write_shapes(tmp_path / name, pairs, version=name)
+        prepare(tmp_path / name, tmp_path / "prepared", LetterEncoder, silent)  # type: ignore[arg-type]
+        np.save(tmp_path / "prepared" / "neighbors.npy", nearest(pairs))
+        opened = open_prepared(tmp_path / "prepared")
+        assert opened.fingerprint == read_manifest(tmp_path / name).fingerprint
+        assert len(opened.keys) == len(pairs) == len(opened.pictures[16])
+        assert len(opened.offsets) == len(pairs) * NUM_SCENES + 1
+        np.testing.assert_array_equal(opened.pictures[256][0], rasterize(pairs[0].image, "svg", 256))
+
+
+@pytest.mark.parametrize("rows", [np.zeros((23, 4), np.int32), np.full((24, 4), 24, np.int32)])
+def test_neighbors_of_another_corpus_are_refused(prepared_folder: Path, tmp_path: Path, rows: np.ndarray) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared_folder, folder)
+    np.save(folder / "neighbors.npy", rows)
+    with pytest.raises(ValueError, match="neighbors"):
+        open_prepared(folder)
