@@ -108,12 +108,13 @@ class Neighbor:
 
 @dataclass(frozen=True, kw_only=True)
 class NeighborsFound:
-    """The neighbors, best first; `shortfall_reason` where there are fewer than asked."""
+    """The neighbors, best first; `shortfall_reason` where there are fewer than asked; `method` as `bm25`."""
 
     neighbors: tuple[Neighbor, ...]
     knowledge_base: str
     index_fingerprint: str
     shortfall_reason: str
+    method: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +258,7 @@ def _event(response: pb.GenerateResponse) -> Event:
             knowledge_base=found.knowledge_base,
             index_fingerprint=found.index_fingerprint,
             shortfall_reason=found.shortfall_reason,
+            method=retrieval_pb2.Method.Name(found.method).removeprefix("METHOD_").lower(),
         )
     if kind == "stage_started":
         return StageStarted(stage=response.stage_started.stage, steps=response.stage_started.steps)

@@ -31,12 +31,13 @@ class Neighbor:
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieved:
-    """What retrieval answered: neighbors, best first, and which index they come from."""
+    """What retrieval answered: neighbors, best first, which index they come from, and the method's name."""
 
     neighbors: tuple[Neighbor, ...] = ()
     knowledge_base: str = ""
     index_fingerprint: str = ""
     shortfall_reason: str = ""
+    method: str = "METHOD_UNSPECIFIED"
 
 
 def draw_neighbors(neighbors: Sequence[Neighbor], size: int) -> np.ndarray:

@@ -137,12 +137,14 @@ class Pipeline:
         """Room in a stage, taken for the whole order: none is turned away when half of its work is done."""
         runtime = self._stages[plan.stage].runtime
         gauge = self._metrics.taken_bytes.labels(plan.stage)
-        with runtime.reserve(
-            num_pictures=checked.order.num_pictures, num_tokens=MAX_TOKENS, num_neighbors=checked.k
-        ) as seat:
+        try:
+            with runtime.reserve(
+                num_pictures=checked.order.num_pictures, num_tokens=MAX_TOKENS, num_neighbors=checked.k
+            ) as seat:
+                gauge.set(runtime.taken_bytes)
+                yield seat
+        finally:
             gauge.set(runtime.taken_bytes)
-            yield seat
-        gauge.set(runtime.taken_bytes)
 
     async def _retrieve(self, checked: CheckedOrder, call: Call) -> Retrieved:
         """Ask retrieval, within what is left of the caller's deadline; a failure is fatal to the order."""

@@ -40,7 +40,7 @@ def order_record(
             "k": checked.k,
             "knowledge_base": retrieved.knowledge_base,
             "index_fingerprint": retrieved.index_fingerprint,
-            "method": order.method,
+            "method": retrieved.method,
             "excluded_pair_ids": list(order.excluded_pair_ids),
             "exclude_exact": order.exclude_exact,
             "shortfall_reason": retrieved.shortfall_reason,

@@ -88,6 +88,7 @@ class RetrievalClient:
             knowledge_base=response.knowledge_base,
             index_fingerprint=response.index_fingerprint,
             shortfall_reason=response.shortfall_reason,
+            method=pb.Method.Name(response.method),
         )
 
     async def close(self) -> None:

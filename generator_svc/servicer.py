@@ -130,6 +130,7 @@ def _response(event: Event) -> pb.GenerateResponse:
                 knowledge_base=found.knowledge_base,
                 index_fingerprint=found.index_fingerprint,
                 shortfall_reason=found.shortfall_reason,
+                method=found.method,  # pyright: ignore[reportArgumentType] (a name of the enum)
             )
             return pb.GenerateResponse(neighbors=neighbors)
         case StageStarted():

@@ -30,9 +30,9 @@ from generator_svc.stage_inputs import StageInputs
 
 RETRY_AFTER_S = 5.0
 
-OnStep = Callable[[int, int, Tensor], None]
+OnStep = Callable[[int, int, Tensor], object]
 """(picture, steps done, estimated x0 float32 [3, S, S]), on the runtime's thread."""
-OnBatch = Callable[[int, float], None]
+OnBatch = Callable[[int, float], object]
 """(trajectories, seconds) of one batch, for metrics."""
 
 log = logging.getLogger(__name__)

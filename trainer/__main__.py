@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fitting.add_argument("--examples", type=int, help="stop after so many examples in all")
     fitting.add_argument("--evaluate-every", type=float, default=Schedule.evaluate_every_s, help="seconds")
     fitting.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
+    fitting.add_argument("--start-from", type=Path, help="weights folder that a new run starts from")
     fitting.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     flags = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -127,7 +128,7 @@ def _publish(flags: argparse.Namespace) -> None:
 def _open(flags: argparse.Namespace, row: Preset) -> tuple[Trainer, Prepared]:
     prepared = open_prepared(flags.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer, skipped = open_run(row, _source(row, prepared), flags.run, device)
+    trainer, skipped = open_run(row, _source(row, prepared), flags.run, device, getattr(flags, "start_from", None))
     for line in skipped:
         logging.warning("passed over: %s", line)
     return trainer, prepared

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.checkpoint import load_stage
 from common.stages import StageSpec, stage
 from trainer.batches import Batch, rng_of
 from trainer.loss import paired_losses, training_loss
 from trainer.presets import Preset
 from trainer.sources import Source
-from trainer.state import RunState, resume, save_state
+from trainer.state import RunState, begin_from_weights, resume, save_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class Trainer:
     state: RunState
     stopping: bool = False
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """Batches from the run's position on, each made while the step before it runs."""
         with ThreadPoolExecutor(1) as pool:
             step, examples = self.state.step, self.state.examples
@@ -113,12 +116,22 @@ class Trainer:
             schedule: how often to log, evaluate and save.
             show: called after each step with (examples, figures), for a progress bar.
             look: called at each evaluation, writes pictures and plots.
+
+        Raises:
+            ValueError: another process trains in this folder.
         """
-        previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
+        with self._alone(), self._until_asked_to_stop():
+            self._loop(schedule, show, look)
+            self.save()
+            self.log({"kind": "held_out"} | self.held_out_losses())
+            look(self)
+
+    def _loop(
+        self, schedule: Schedule, show: Callable[[int, dict[str, float]], None], look: Callable[[Trainer], None]
+    ) -> None:
         last = dict.fromkeys(("log", "evaluate", "save"), time.monotonic())
         window: list[dict[str, float]] = []
-        batches = self.batches()
-        try:
+        with closing(self.batches()) as batches:
             while self.state.examples < self.preset.total_examples and not self.stopping:
                 waiting = time.perf_counter()
                 batch = next(batches)
@@ -128,10 +141,8 @@ class Trainer:
                 show(self.state.examples, figures)
                 now = time.monotonic()
                 if now - last["log"] >= schedule.log_every_s:
-                    self.log(
-                        {"kind": "train", "examples_per_s": len(window) * self.preset.batch / (now - last["log"])}
-                        | _mean(window)
-                    )
+                    rate = len(window) * self.preset.batch / (now - last["log"])
+                    self.log({"kind": "train", "examples_per_s": rate} | _mean(window))
                     window, last["log"] = [], now
                 if now - last["evaluate"] >= schedule.evaluate_every_s:
                     self.log({"kind": "held_out"} | self.held_out_losses())
@@ -141,14 +152,27 @@ class Trainer:
                 if now - last["save"] >= schedule.save_every_s:
                     self.save()
                     last["save"] = time.monotonic()
-        except KeyboardInterrupt:
-            self.stopping = True
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the run folder: two writers would overwrite each other's states."""
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"run: {self.folder} is being trained by another process") from None
+            yield
+
+    @contextmanager
+    def _until_asked_to_stop(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the loop after the step that runs, and let the state be saved."""
+        signals = (signal.SIGTERM, signal.SIGINT)
+        previous = [signal.signal(number, lambda *_: setattr(self, "stopping", True)) for number in signals]
+        try:
+            yield
         finally:
-            signal.signal(signal.SIGTERM, previous)
-            batches.close()  # type: ignore[attr-defined]
-        self.save()
-        self.log({"kind": "held_out"} | self.held_out_losses())
-        look(self)
+            for number, handler in zip(signals, previous, strict=True):
+                signal.signal(number, handler)
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to the run's `log.jsonl`."""
@@ -180,9 +204,18 @@ def _mean(window: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([f[name] for f in window])) for name in window[0]}
 
 
-def open_run(preset: Preset, source: Source, folder: Path, device: torch.device) -> tuple[Trainer, list[str]]:
-    """Open a run folder, resuming what is there; also a line for each damaged state that was passed over."""
+def open_run(
+    preset: Preset, source: Source, folder: Path, device: torch.device, start_from: Path | None = None
+) -> tuple[Trainer, list[str]]:
+    """Open a run folder, resuming what is there; also a line for each damaged state that was passed over.
+
+    Args:
+        start_from: a weights folder whose stage a new run starts from, None: from the preset's seed. A run that has a
+            state of its own goes on from that.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state, skipped = resume(folder, preset, device)
     trainer = Trainer(preset=preset, spec=stage(preset.stage), source=source, folder=folder, device=device, state=state)
+    if start_from is not None and not state.step:
+        begin_from_weights(state, load_stage(start_from, preset.stage, device=str(device)))
     return trainer, skipped

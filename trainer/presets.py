@@ -102,7 +102,7 @@ _DEMO_256 = replace(
         scale=4,
     ),
     curriculum=((2**62, 64),),
-    groups=32,
+    groups=16,
     draws=1,
     neighbors=0,
     decay_examples=60_000,

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from common.checkpoint import CheckpointError
+from common.checkpoint import CheckpointError, StageWeights
 from common.files import write_atomic
 from common.unet.unet import UNet
 from trainer.presets import Preset
@@ -96,6 +96,22 @@ def load_state(path: Path, preset: Preset, device: torch.device) -> RunState:
             state.optimizer.state[parameter] = {k: t.cpu() if k == "step" else t for k, t in kinds.items()}
     state.step, state.examples = int(header["step"]), int(header["examples"])
     return state
+
+
+def begin_from_weights(state: RunState, published: StageWeights) -> None:
+    """Put published weights into a new run, which then counts on from the step and the examples that they had seen.
+
+    The optimizer starts afresh: its moments are not published.
+
+    Raises:
+        CheckpointError: the weights are of another architecture.
+    """
+    if published.unet.config != state.unet.config:
+        raise CheckpointError("weights: the published stage has another architecture than the preset")
+    weights = {name: tensor.float() for name, tensor in published.unet.state_dict().items()}
+    state.unet.load_state_dict(weights, strict=True)
+    state.average = {name: tensor.clone() for name, tensor in state.unet.state_dict().items()}
+    state.step, state.examples = int(published.trained["step"]), int(published.trained["examples"])
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

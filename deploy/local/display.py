@@ -122,7 +122,7 @@ class Lines:
             self.say(f"{task}: {done}/{total}")
 
 
-_COLUMNS = ("rank", "score", "entity", "style", "author", "license", "pair")
+_COLUMNS = ("rank", "score", "entity", "style", "author", "license")
 
 
 def _table(found: NeighborsFound) -> Table:
@@ -142,5 +142,4 @@ def _cells(neighbor: Neighbor) -> tuple[str, ...]:
         " ".join(neighbor.facets.values()),
         neighbor.author,
         neighbor.license,
-        neighbor.pair_id,
     )

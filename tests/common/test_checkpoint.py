@@ -122,7 +122,9 @@ def test_missing_manifest(published: tuple[Path, UNet]) -> None:
     refused(published[0], str(published[0] / "manifest.json"))
 
 
-@pytest.mark.parametrize("content", ["", "{", '["unet_64.safetensors"]', '{"unet_64.safetensors": {"bytes": 3}}', "\udcff"])
+@pytest.mark.parametrize(
+    "content", ["", "{", '["unet_64.safetensors"]', '{"unet_64.safetensors": {"bytes": 3}}', "\udcff"]
+)
 def test_damaged_manifest(published: tuple[Path, UNet], content: str) -> None:
     (published[0] / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     refused(published[0], str(published[0]))
@@ -147,7 +149,7 @@ def test_wrong_shape(published: tuple[Path, UNet]) -> None:
 def test_weights_that_are_not_finite_are_not_published(tmp_path: Path, base_config, make_unet, value: float) -> None:
     weights = make_unet(base_config, torch.float32).state_dict()
     weights["head.bias"][0] = value
-    with pytest.raises(ValueError, match="head.bias"):
+    with pytest.raises(ValueError, match=r"head\.bias"):
         publish_stage(tmp_path, 64, base_config, weights, {})
     assert not list(tmp_path.iterdir())
 
@@ -172,7 +174,9 @@ def test_another_architecture_in_the_header(published: tuple[Path, UNet]) -> Non
     refused(published[0], str(published[0] / NAME))
 
 
-def test_a_file_of_another_stage_under_this_name(published: tuple[Path, UNet], super_resolution_config, make_unet) -> None:
+def test_a_file_of_another_stage_under_this_name(
+    published: tuple[Path, UNet], super_resolution_config, make_unet
+) -> None:
     """Renamed by hand, with a manifest that vouches for its bytes: its header still says whose it is."""
     folder = published[0]
     publish_stage(folder, 256, super_resolution_config, make_unet(super_resolution_config).state_dict(), {})

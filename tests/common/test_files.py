@@ -93,9 +93,14 @@ def test_an_exception_in_the_middle_leaves_the_old_folder(tmp_path: Path, error:
         (tmp_path / "set").mkdir()
         (tmp_path / "set" / "old").write_bytes(b"old")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(error), replacing_folder(tmp_path / "set") as folder:
-        (folder / "half").write_bytes(b"half")
-        raise error("stop")
+
+    def half() -> None:
+        with replacing_folder(tmp_path / "set") as folder:
+            (folder / "half").write_bytes(b"half")
+            raise error("stop")
+
+    with pytest.raises(error):
+        half()
     assert sorted(tmp_path.rglob("*")) == before
 
 

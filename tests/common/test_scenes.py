@@ -8,7 +8,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from common.scenes import COLORS, CORNERS, SMALL, WHITE, Scene, all_scenes, caption, compose, sample_scene, scene_phrases
+from common.scenes import (
+    COLORS,
+    CORNERS,
+    SMALL,
+    WHITE,
+    Scene,
+    all_scenes,
+    caption,
+    compose,
+    sample_scene,
+    scene_phrases,
+)
 
 INK = (9, 201, 99)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -98,48 +100,59 @@ def write_knowledge_base(folder: Path) -> Path:
     return folder
 
 
-@dataclass(kw_only=True)
+class Host:
+    """An event loop on a thread, in which services run: gRPC's poller takes one loop of a process, not two."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def running(self, service: Service) -> Iterator[str]:
+        """The address of a service while it runs."""
+        started, stop = Future[str](), asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await serve(
+                    service.settings,
+                    opened=service.opened,
+                    registry=service.registry,
+                    announce=started.set_result,
+                    stop=stop,
+                )
+            except BaseException as error:
+                if started.done():
+                    raise
+                started.set_exception(error)
+
+        ended = asyncio.run_coroutine_threadsafe(work(), self._loop)
+        address = started.result(START_TIMEOUT_S)
+        try:
+            yield address
+        finally:
+            self._loop.call_soon_threadsafe(stop.set)
+            ended.result(START_TIMEOUT_S)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(START_TIMEOUT_S)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Service:
-    """A service that runs in an event loop of its own, on a thread."""
+    """A service that is ready to be run by a host, and the registry of its metrics."""
 
     settings: ServerSettings
     opened: Opened
     registry: CollectorRegistry
-    ready: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
 
-    @contextmanager
-    def running(self) -> Iterator[str]:
-        """The address of the service while it runs."""
-        loop, stop = asyncio.new_event_loop(), asyncio.Event()
-
-        def work() -> None:
-            try:
-                loop.run_until_complete(
-                    serve(
-                        self.settings,
-                        opened=self.opened,
-                        registry=self.registry,
-                        announce=lambda address: self.ready.set(),
-                        stop=stop,
-                    )
-                )
-            except BaseException as error:
-                self.error = error
-            finally:
-                self.ready.set()
-                loop.close()
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        assert self.ready.wait(START_TIMEOUT_S), "the service did not start"
-        if self.error is not None:
-            raise self.error
-        try:
-            yield self.settings.address
-        finally:
-            loop.call_soon_threadsafe(stop.set)
-            thread.join(START_TIMEOUT_S)
+    def figure(self, name: str, **labels: object) -> float:
+        """The value of a metric; 0 where it was never set."""
+        value = self.registry.get_sample_value(name, {key: str(label) for key, label in labels.items()})
+        return 0.0 if value is None else value
 
 
 def retrieval_service(index: Path, socket: Path) -> Service:
@@ -149,14 +162,8 @@ def retrieval_service(index: Path, socket: Path) -> Service:
     return Service(settings=settings, opened=partial(retrieval_opened, settings, registry), registry=registry)
 
 
-def generator_service(weights: Path, retrieval_address: str, socket: Path, **settings: object) -> Service:
-    """The generator with tiny weights."""
-    given = GeneratorSettings(
-        address=f"unix:{socket}",
-        weights=weights,
-        retrieval_address=retrieval_address,
-        grace_s=1.0,
-        **settings,  # pyright: ignore[reportArgumentType]
-    )
+def generator_service(socket: Path, **settings: Any) -> Service:
+    """The generator."""
+    given = GeneratorSettings(address=f"unix:{socket}", grace_s=1.0, **settings)
     registry = CollectorRegistry()
     return Service(settings=given, opened=partial(generator_opened, given, registry), registry=registry)

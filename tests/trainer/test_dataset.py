@@ -12,7 +12,7 @@ import pytest
 from common.corpus import read_manifest
 from common.images import rasterize, shrink
 from common.scenes import Scene, caption
-from tests_trainer import LetterEncoder, letters, nearest, shape_pairs, write_shapes
+from tests.trainer.shapes import LetterEncoder, letters, shape_pairs, write_nearest, write_shapes
 from trainer.dataset import NUM_SCENES, RENDER_SIZE, open_prepared, prepare, scenes_of, spoken_caption
 
 
@@ -104,38 +104,33 @@ def test_an_interrupted_preparation_is_taken_up(corpus_folder: Path, tmp_path: P
     assert drawn, "pictures were done"
     prepare(corpus_folder, tmp_path, LetterEncoder, silent)  # type: ignore[arg-type]
     assert {p: p.stat().st_mtime_ns for p in drawn} == drawn, "and are kept"
-    np.save(tmp_path / "neighbors.npy", nearest(shape_pairs()))
+    write_nearest(corpus_folder, tmp_path, shape_pairs())
     assert len(open_prepared(tmp_path).keys) == 24
 
 
-@pytest.mark.parametrize("part", ["neighbors.npy", "text/states.npy", "text/offsets.npy", "prepared"])
+@pytest.mark.parametrize("part", ["knn/*.npy", "text/states.npy", "text/offsets.npy", "prepared"])
 def test_missing_parts_are_named(prepared_folder: Path, tmp_path: Path, part: str) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(prepared_folder, folder)
-    for path in folder.glob("prepared-*") if part == "prepared" else [folder / part]:
-        path.unlink()
-    with pytest.raises(FileNotFoundError, match=Path(part).name):
+    gone = list(folder.glob("prepared-*" if part == "prepared" else part))
+    assert len(gone) == 1
+    gone[0].unlink()
+    with pytest.raises(FileNotFoundError, match="prepared" if part == "prepared" else gone[0].name):
         open_prepared(folder)
 
 
 def test_another_corpus_in_the_same_folder_is_prepared_anew(tmp_path: Path) -> None:
     """A rebuilt corpus must not be trained with the pictures of the one before."""
-    first, second = shape_pairs(), [replace(p, image=q.image) for p, q in zip(shape_pairs(), shape_pairs()[::-1], strict=True)]
+    first, second = (
+        shape_pairs(),
+        [replace(p, image=q.image) for p, q in zip(shape_pairs(), shape_pairs()[::-1], strict=True)],
+    )
     for name, pairs in (("a", first), ("b", second[:21])):
         write_shapes(tmp_path / name, pairs, version=name)
         prepare(tmp_path / name, tmp_path / "prepared", LetterEncoder, silent)  # type: ignore[arg-type]
-        np.save(tmp_path / "prepared" / "neighbors.npy", nearest(pairs))
+        write_nearest(tmp_path / name, tmp_path / "prepared", pairs)
         opened = open_prepared(tmp_path / "prepared")
         assert opened.fingerprint == read_manifest(tmp_path / name).fingerprint
         assert len(opened.keys) == len(pairs) == len(opened.pictures[16])
         assert len(opened.offsets) == len(pairs) * NUM_SCENES + 1
         np.testing.assert_array_equal(opened.pictures[256][0], rasterize(pairs[0].image, "svg", 256))
-
-
-@pytest.mark.parametrize("rows", [np.zeros((23, 4), np.int32), np.full((24, 4), 24, np.int32)])
-def test_neighbors_of_another_corpus_are_refused(prepared_folder: Path, tmp_path: Path, rows: np.ndarray) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(prepared_folder, folder)
-    np.save(folder / "neighbors.npy", rows)
-    with pytest.raises(ValueError, match="neighbors"):
-        open_prepared(folder)

@@ -51,7 +51,9 @@ def test_weighted_by_hand() -> None:
 
 def test_joint_by_hand() -> None:
     """Plain guidance: 7.5 eps(full) - 6.5 eps(none), whatever the neighbor weight, eta and the draws."""
-    rows = coefficients(guidance(strategy="joint", text_weight=7.5, neighbor_weight=99.0, eta=0.1), np.array([0.0, 0.9]))
+    rows = coefficients(
+        guidance(strategy="joint", text_weight=7.5, neighbor_weight=99.0, eta=0.1), np.array([0.0, 0.9])
+    )
     np.testing.assert_allclose(rows, [[7.5, 0.0, 0.0, -6.5]] * 2, rtol=1e-15)
 
 

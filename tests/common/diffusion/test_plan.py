@@ -19,9 +19,7 @@ from common.diffusion.schedule import SCHEDULES, log_snr
 from common.diffusion.threshold import THRESHOLDINGS
 
 GUIDANCE = Guidance(strategy="interleaved", text_weight=3.0, neighbor_weight=2.0, eta=0.5)
-PLAN = Plan(
-    stage=16, schedule="cosine", steps=6, sampler="ddim", guidance=GUIDANCE, thresholding="dynamic", seed=11
-)
+PLAN = Plan(stage=16, schedule="cosine", steps=6, sampler="ddim", guidance=GUIDANCE, thresholding="dynamic", seed=11)
 PLANS = st.builds(
     Plan,
     stage=st.sampled_from((64, 256, 1024)),

@@ -28,7 +28,9 @@ def test_numbers_are_pinned(purpose: Any, expected: list[float]) -> None:
 
 
 def test_the_largest_seed_is_pinned_too() -> None:
-    np.testing.assert_allclose(normal(generator(2**63 - 1, 1024, 3, "start"), (2,)), [0.16095828, -0.28414443], rtol=1e-6)
+    np.testing.assert_allclose(
+        normal(generator(2**63 - 1, 1024, 3, "start"), (2,)), [0.16095828, -0.28414443], rtol=1e-6
+    )
 
 
 def test_branches_are_pinned() -> None:

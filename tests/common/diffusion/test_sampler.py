@@ -39,12 +39,8 @@ def run(table: StepTable, x: Any, kind: Prediction = "v", noise: Callable[[], An
     def refused() -> Any:
         raise AssertionError("a deterministic sampler draws no noise")
 
-    last = x
-    for _, last, _ in trajectory(
-        gaussian_denoiser(kind), table, x, prediction=kind, thresholding="none", noise=noise or refused
-    ):
-        pass
-    return last
+    steps = trajectory(gaussian_denoiser(kind), table, x, prediction=kind, thresholding="none", noise=noise or refused)
+    return list(steps)[-1][1]
 
 
 def transported(x_start: Any, schedule: ScheduleKind) -> Any:
@@ -111,17 +107,15 @@ def test_torch_and_numpy_run_the_same_lines(sampler: Sampler) -> None:
 def test_a_constant_picture_is_kept(sampler: Sampler) -> None:
     """If the denoiser always says one picture, that is where every sampler ends, from any noise."""
     picture = np.random.default_rng(0).uniform(-1, 1, (3, 4, 4))
-    last = None
-    for _, last, _ in trajectory(
+    steps = trajectory(
         lambda x_t, log_snr_t, columns: dict.fromkeys(columns, picture),
         table_of(sampler, 9),
         np.random.default_rng(1).standard_normal((3, 4, 4)) * 5,
         prediction="x0",
         thresholding="static",
         noise=lambda: np.ones((3, 4, 4)),
-    ):
-        pass
-    np.testing.assert_allclose(last, picture, atol=1e-12)
+    )
+    np.testing.assert_allclose(list(steps)[-1][1], picture, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])

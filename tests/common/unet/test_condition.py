@@ -37,9 +37,7 @@ def test_stacked_with_padding_equals_separate(any_config, shapes, make_unet, mak
     ]
     conditions = [unet.condition(**conditioning(part)) for part in parts]
     x_t, log_snr = (torch.cat([part[name] for part in parts]) for name in ("x_t", "log_snr"))
-    separate = torch.cat(
-        [unet.denoise(p["x_t"], p["log_snr"], c) for p, c in zip(parts, conditions, strict=True)]
-    )
+    separate = torch.cat([unet.denoise(p["x_t"], p["log_snr"], c) for p, c in zip(parts, conditions, strict=True)])
     stacked = concatenate(conditions)
     assert stacked.num_rows == len(x_t)
     assert_close(unet.denoise(x_t, log_snr, stacked), separate, **EXACT)

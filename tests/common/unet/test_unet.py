@@ -264,7 +264,9 @@ def test_a_place_means_the_same_at_every_resolution() -> None:
     assert torch.unique(grid_positions(8, 8, 16), dim=0).shape[0] == 64, "every place has its own"
 
 
-def test_low_res_is_refused_where_it_does_not_belong(base_config, super_resolution_config, make_unet, make_inputs) -> None:
+def test_low_res_is_refused_where_it_does_not_belong(
+    base_config, super_resolution_config, make_unet, make_inputs
+) -> None:
     given = conditioning(make_inputs(super_resolution_config))
     unet = make_unet(super_resolution_config)
     for missing in ({"low_res"}, {"augmentation"}, {"low_res", "augmentation"}):

@@ -1,0 +1,94 @@
+"""`python -m trainer`: whole flows in one process, and bad input as one line and status 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from common.checkpoint import load_stage
+from trainer.__main__ import main
+from trainer.presets import preset
+
+
+@pytest.fixture
+def data(prepared_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared corpus."""
+    return Path(shutil.copytree(prepared_folder, tmp_path / "data"))
+
+
+def fit(data: Path, run: Path, *more: str) -> int:
+    return main(["fit", "--preset", "tiny-256", "--data", str(data), "--run", str(run), "--threads", "1", *more])
+
+
+def test_fit_resume_and_publish(data: Path, tmp_path: Path) -> None:
+    run, weights = tmp_path / "run", tmp_path / "weights"
+    assert fit(data, run, "--examples", "8") == 0
+    assert {"run.json", "log.jsonl", "samples.png", "losses.png"} <= {p.name for p in run.iterdir()}
+    assert sorted(p.name for p in run.glob("state-*")) == ["state-00000002.safetensors"]
+    assert fit(data, run, "--examples", "12", "--weights", str(weights)) == 0
+    loaded = load_stage(weights, 256)
+    assert loaded.unet.config == preset("tiny-256").unet
+    assert (loaded.trained["preset"], loaded.trained["step"], loaded.trained["examples"]) == ("tiny-256", 3, 12)
+    assert set(loaded.trained["held_out_loss"]) >= {"full"}
+    described = json.loads((run / "run.json").read_text())
+    assert described["preset"]["name"] == "tiny-256" and len(described["corpus_fingerprint"]) == 64
+    published = ["publish", "--preset", "tiny-256", "--data", str(data), "--run", str(run)]
+    assert main([*published, "--weights", str(tmp_path / "again")]) == 0
+    again = load_stage(tmp_path / "again", 256)
+    for name, tensor in again.unet.state_dict().items():
+        assert (tensor == loaded.unet.state_dict()[name]).all()
+
+
+def test_dry_run_shows_the_resolved_configuration_and_does_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(data, tmp_path / "run", "--dry-run") == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "tiny-256"
+    assert not (tmp_path / "run").exists()
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *named: str) -> None:
+    said = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in said if "error" in line]
+    assert len(errors) == 1, said
+    for name in named:
+        assert name in errors[0]
+    assert not any("Traceback" in line for line in said)
+
+
+def test_missing_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(tmp_path / "nowhere", tmp_path / "run") == 2
+    one_line(capsys, str(tmp_path / "nowhere"))
+
+
+def test_missing_corpus_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "--corpus", str(tmp_path / "nowhere"), "--data", str(tmp_path / "d")]) == 2
+    one_line(capsys, "nowhere")
+    assert not (tmp_path / "d").exists()
+
+
+def test_missing_neighbors_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(data / "knn")
+    assert fit(data, tmp_path / "run") == 2
+    one_line(capsys, "knn")
+
+
+def test_an_unknown_preset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--preset", "demo-2048", "--data", "x", "--run", "y"])
+    assert stopped.value.code == 2
+    assert "demo-2048" in capsys.readouterr().err
+
+
+def test_publishing_what_was_never_trained_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["publish", "--preset", "tiny-256", "--data", str(data), "--run", str(tmp_path / "run")]
+    assert main(command) == 2
+    one_line(capsys, "--weights")
+    assert main([*command, "--weights", str(tmp_path / "w")]) == 2
+    one_line(capsys, str(tmp_path / "run"))
+    assert not (tmp_path / "w").exists()

@@ -1,0 +1,119 @@
+"""Crops for super-resolution: aligned, of the right split, and shrunk as the cascade shrinks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from common.images import shrink, to_unit
+from common.stages import stage
+from tests.trainer.shapes import marked
+from trainer.batches import random_crops, rng_of
+from trainer.dataset import RENDER_SIZE, Prepared
+from trainer.presets import Preset, preset
+from trainer.sources import CropSource
+
+SPEC = stage(256)
+
+
+def crops_of(prepared: Prepared, row: Preset) -> CropSource:
+    pixels = prepared.pictures[RENDER_SIZE]
+    return CropSource(prepared=prepared, preset=row, spec=SPEC, pixels=pixels, owners=np.arange(len(prepared.keys)))
+
+
+def test_the_input_is_the_crop_shrunk(prepared: Prepared, tiny_256: Preset) -> None:
+    batch = crops_of(prepared, tiny_256).batch(rng_of(0, 0), 32)
+    assert batch.x0.shape == (tiny_256.groups, 3, 32, 32)
+    assert batch.low_res.shape == batch.low_res_eps.shape == (tiny_256.groups, 3, 8, 8)
+    assert batch.neighbors.shape[1] == 0 and batch.neighbor_mask.shape == (tiny_256.groups, 0)
+    pixels = ((batch.x0 + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).numpy()
+    np.testing.assert_array_equal(batch.low_res.movedim(1, -1).numpy(), to_unit(shrink(pixels, 4)))
+
+
+def test_augmentation_levels(prepared: Prepared, tiny_256: Preset) -> None:
+    """Uniform up to the stage's largest, and one input in ten clean."""
+    source = crops_of(prepared, tiny_256)
+    levels = torch.cat([source.batch(rng_of(0, s), 32).low_res_t for s in range(150)])
+    assert levels.min() == 0.0 and levels.max() <= SPEC.train_augmentation
+    assert 0.06 < float((levels == 0).float().mean()) < 0.15
+    noisy = levels[levels > 0]
+    assert abs(float(noisy.mean()) - SPEC.train_augmentation / 2) < 0.02
+    assert float(noisy.max()) > 0.9 * SPEC.train_augmentation
+
+
+def test_splits_are_kept(tiny_256: Preset) -> None:
+    """Crops of one color a pair: no training crop shows a held-out pair, and every held-out crop shows one."""
+    base = marked(6, [4, 5], np.zeros((6, 1), np.int32))
+    pictures = {
+        side: np.broadcast_to(
+            np.stack([np.arange(6), np.full(6, 201), np.full(6, 78), np.full(6, 255)], -1).astype(np.uint8)[
+                :, None, None
+            ],
+            (6, side, side, 4),
+        )
+        for side in (128, 256)
+    }
+    source = crops_of(replace(base, pictures=pictures), tiny_256)
+    seen: dict[bool, set[int]] = {True: set(), False: set()}
+    for step in range(60):
+        for held_out in (True, False):
+            draw = source.held_out_batch if held_out else source.batch
+            levels = ((draw(rng_of(0, step), 32).x0 + 1) * 127.5).round().long()
+            inked = (levels[:, 1] == 201) & (levels[:, 2] == 78)
+            seen[held_out] |= set(levels[:, 0][inked].unique().tolist())
+    assert seen == {True: {4, 5}, False: {0, 1, 2, 3}}
+
+
+def test_stored_crops_are_not_swapped_for_whole_pictures() -> None:
+    """Crops of 1024-pixel drawings are as large as a whole 256-pixel picture, and are none."""
+    base = marked(4, [3], np.zeros((4, 1), np.int32))
+    pictures = {side: np.full((4, side, side, 4), (0, 0, 0, 255), np.uint8) for side in (128, 256)}
+    stored = np.full((8, 256, 256, 4), (9, 201, 78, 255), np.uint8)
+    row = replace(preset("tiny-256"), stage=1024, groups=8)
+    source = CropSource(
+        prepared=replace(base, pictures=pictures), preset=row, spec=stage(1024), pixels=stored, owners=np.arange(8) % 4
+    )
+    for step in range(30):
+        levels = ((source.batch(rng_of(0, step), 32).x0 + 1) * 127.5).round().long()
+        assert (levels[:, 1] == 201).all(), "every pixel is of a stored crop"
+
+
+def test_small_entities_are_seen_in_whole_pictures() -> None:
+    base = marked(4, [3], np.zeros((4, 1), np.int32))
+    pictures = {side: np.full((4, side, side, 4), (side // 2, 201, 78, 255), np.uint8) for side in (128, 256)}
+    source = crops_of(replace(base, pictures=pictures), replace(preset("tiny-256"), groups=16))
+    found = torch.cat([source.batch(rng_of(0, s), 32).x0 for s in range(20)])
+    small = (((found[:, 0] + 1) * 127.5).round() == 64).any(1).any(1)
+    assert 0.02 < float(small.float().mean()) < 0.3
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_crops_lie_on_the_low_resolution_grid(multiple: int) -> None:
+    """Every pixel says where it was: a crop's corner is a multiple of `multiple`, however it was turned."""
+    rows, columns = np.meshgrid(np.arange(64), np.arange(64), indexing="ij")
+    whole = np.stack([rows, columns, rows ^ columns], -1).astype(np.uint8)
+    corners, turns = set(), set()
+    for step in range(80):
+        crop = random_crops([whole], rng_of(0, step), 16, multiple)[0]
+        top, left = int(crop[..., 0].min()), int(crop[..., 1].min())
+        assert top % multiple == left % multiple == 0
+        assert crop.shape == (16, 16, 3)
+        piece = whole[top : top + 16, left : left + 16]
+        variants = [np.rot90(p, k) for p in (piece, piece[:, ::-1]) for k in range(4)]
+        matches = [i for i, v in enumerate(variants) if np.array_equal(v, crop)]
+        assert matches, "a crop is a piece of the picture, turned or mirrored"
+        turns |= set(matches)
+        corners.add((top, left))
+    assert len(turns) == 8
+    assert len(corners) > 20
+    assert max(c[0] for c in corners) == 64 - 16 or multiple == 1
+
+
+def test_crops_prefer_contrast() -> None:
+    flat = np.full((64, 64, 3), 200, np.uint8)
+    flat[:32, :32] = np.random.default_rng(0).integers(0, 255, (32, 32, 3))
+    busy = np.mean([random_crops([flat], rng_of(0, s), 16, 4)[0].std() > 1 for s in range(200)])
+    assert busy > 0.55, "a third of all places touch the busy quarter; the best of three is kept"

@@ -1,0 +1,177 @@
+"""A run's state on disk: whole, the newest readable one, and never lost to a damaged one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from common.checkpoint import CheckpointError
+from trainer.presets import Preset
+from trainer.state import KEPT, RunState, load_state, new_state, resume, save_state
+
+CPU = torch.device("cpu")
+
+
+def moved(state: RunState, steps: int = 1) -> RunState:
+    """The state after steps with made-up gradients."""
+    for _ in range(steps):
+        for parameter in state.unet.parameters():
+            parameter.grad = torch.sin(parameter.detach() * 37.0 + state.step)
+        state.optimizer.step()
+        state.step += 1
+        state.examples += 8
+        state.update_average(0.999)
+    return state
+
+
+def assert_same(a: RunState, b: RunState) -> None:
+    """To the bit."""
+    assert (a.step, a.examples) == (b.step, b.examples)
+    for name, tensor in a.unet.state_dict().items():
+        assert torch.equal(tensor, b.unet.state_dict()[name]), f"weights {name}"
+    assert set(a.average) == set(b.average)
+    for name, tensor in a.average.items():
+        assert torch.equal(tensor, b.average[name]), f"average {name}"
+    others = dict(b.unet.named_parameters())
+    for name, parameter in a.unet.named_parameters():
+        mine, theirs = a.optimizer.state[parameter], b.optimizer.state[others[name]]
+        assert set(mine) == set(theirs) == {"step", "exp_avg", "exp_avg_sq"}
+        for kind in mine:
+            assert torch.equal(mine[kind], theirs[kind]), f"optimizer {kind} {name}"
+
+
+def test_round_trip(tmp_path: Path, tiny: Preset) -> None:
+    state = moved(new_state(tiny, CPU), 3)
+    assert_same(load_state(save_state(tmp_path, state, tiny), tiny, CPU), state)
+
+
+def test_a_loaded_state_goes_on_as_the_saved_one_would(tmp_path: Path, tiny: Preset) -> None:
+    state = moved(new_state(tiny, CPU), 3)
+    loaded = load_state(save_state(tmp_path, state, tiny), tiny, CPU)
+    assert_same(moved(loaded, 3), moved(state, 3))
+
+
+def test_a_state_before_the_first_step_is_a_state(tmp_path: Path, tiny: Preset) -> None:
+    path = save_state(tmp_path, new_state(tiny, CPU), tiny)
+    assert load_state(path, tiny, CPU).step == 0
+
+
+def test_the_seed_decides_the_first_weights(tiny: Preset) -> None:
+    a, b, c = (new_state(replace(tiny, seed=s), CPU) for s in (0, 0, 1))
+    assert torch.equal(a.unet.stem.weight, b.unet.stem.weight)
+    assert not torch.equal(a.unet.stem.weight, c.unet.stem.weight)
+
+
+def test_the_average_follows_the_weights(tiny: Preset) -> None:
+    """By hand: after one step the decay is warmed up to (1 + 1) / (10 + 1)."""
+    state = new_state(tiny, CPU)
+    before = state.average["stem.weight"].clone()
+    moved(state)
+    expected = before + (1 - 2 / 11) * (state.unet.stem.weight.detach() - before)
+    torch.testing.assert_close(state.average["stem.weight"], expected)
+    state.step = 10**6
+    before = state.average["stem.weight"].clone()
+    state.update_average(0.999)
+    expected = before + 0.001 * (state.unet.stem.weight.detach() - before)
+    torch.testing.assert_close(state.average["stem.weight"], expected)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path, tiny: Preset) -> None:
+    state = new_state(tiny, CPU)
+    for _ in range(5):
+        save_state(tmp_path, moved(state), tiny)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert KEPT == 2 and names == ["state-00000004.safetensors", "state-00000005.safetensors"]
+
+
+def two_states(folder: Path, tiny: Preset) -> tuple[RunState, Path, Path]:
+    state = moved(new_state(tiny, CPU), 2)
+    older = save_state(folder, state, tiny)
+    kept = load_state(older, tiny, CPU)
+    return kept, older, save_state(folder, moved(state, 2), tiny)
+
+
+@pytest.mark.parametrize("left", [0.0, 0.0001, 0.5, 0.999])
+def test_a_truncated_newest_state_falls_back_to_the_one_before(tmp_path: Path, tiny: Preset, left: float) -> None:
+    kept, _, newest = two_states(tmp_path, tiny)
+    newest.write_bytes(newest.read_bytes()[: int(left * newest.stat().st_size)])
+    state, skipped = resume(tmp_path, tiny, CPU)
+    assert_same(state, kept)
+    assert len(skipped) == 1 and str(newest) in skipped[0]
+
+
+@pytest.mark.parametrize("place", [0.02, 0.5, 0.95])
+def test_a_flipped_byte_in_the_newest_state_is_noticed(tmp_path: Path, tiny: Preset, place: float) -> None:
+    kept, _, newest = two_states(tmp_path, tiny)
+    content = bytearray(newest.read_bytes())
+    content[int(place * len(content))] ^= 0x40
+    newest.write_bytes(content)
+    state, skipped = resume(tmp_path, tiny, CPU)
+    assert skipped and str(newest) in skipped[0]
+    assert_same(state, kept)
+
+
+def test_the_newest_of_good_states_is_resumed(tmp_path: Path, tiny: Preset) -> None:
+    two_states(tmp_path, tiny)
+    state, skipped = resume(tmp_path, tiny, CPU)
+    assert state.step == 4 and not skipped
+
+
+def test_nothing_to_resume_is_a_new_run(tmp_path: Path, tiny: Preset) -> None:
+    state, skipped = resume(tmp_path, tiny, CPU)
+    assert state.step == state.examples == 0 and not skipped
+
+
+def test_saving_after_a_fall_back_keeps_what_was_saved(tmp_path: Path, tiny: Preset) -> None:
+    """Damaged states of later steps take no place from the good ones: progress made again is not thrown away."""
+    _, older, newest = two_states(tmp_path, tiny)
+    for path in (older, newest):
+        path.write_bytes(b"cut")
+    state, skipped = resume(tmp_path, tiny, CPU)
+    assert state.step == 0 and len(skipped) == 2
+    for _ in range(2):
+        saved = save_state(tmp_path, moved(state), tiny)
+        assert saved.is_file()
+    again, _ = resume(tmp_path, tiny, CPU)
+    assert_same(again, state)
+    saved.write_bytes(b"cut")
+    assert resume(tmp_path, tiny, CPU)[0].step == 1, "two good ones are kept"
+
+
+def test_another_architecture_is_refused(tmp_path: Path, tiny: Preset) -> None:
+    path = save_state(tmp_path, new_state(tiny, CPU), tiny)
+    other = replace(tiny, unet=replace(tiny.unet, widths=(16, 40)))
+    with pytest.raises(CheckpointError, match="another architecture") as caught:
+        load_state(path, other, CPU)
+    assert str(path) in str(caught.value)
+
+
+def test_a_changed_preset_does_not_silently_begin_anew(tmp_path: Path, tiny: Preset) -> None:
+    """A run folder of another architecture: an error, not step 0 in the same folder."""
+    save_state(tmp_path, moved(new_state(tiny, CPU), 3), tiny)
+    other = replace(tiny, unet=replace(tiny.unet, widths=(16, 40)))
+    with pytest.raises(CheckpointError, match="architecture"):
+        resume(tmp_path, other, CPU)
+
+
+@pytest.mark.parametrize("header", [{}, {"preset": "{"}, {"preset": "{}", "step": "1", "examples": "8"}])
+def test_a_file_that_is_no_state_is_passed_over(tmp_path: Path, tiny: Preset, header: dict[str, str]) -> None:
+    from_elsewhere = {"weights/stem.weight": torch.zeros(2)}
+    save_file(from_elsewhere, tmp_path / "state-00000009.safetensors", metadata=header)
+    state, skipped = resume(tmp_path, tiny, CPU)
+    assert state.step == 0 and "state-00000009" in skipped[0]
+
+
+def test_a_state_that_lacks_a_part_is_passed_over(tmp_path: Path, tiny: Preset) -> None:
+    path = save_state(tmp_path, moved(new_state(tiny, CPU)), tiny)
+    with safe_open(path, framework="pt") as file:
+        tensors, header = {n: file.get_tensor(n) for n in file.keys()}, file.metadata()  # noqa: SIM118
+    del tensors["average/stem.weight"]
+    save_file(tensors, path, metadata=header)
+    state, skipped = resume(tmp_path, tiny, CPU)
+    assert state.step == 0 and str(path) in skipped[0]
