@@ -16,8 +16,9 @@ from common.service.server import die_with_parent
 
 ROOT = Path(__file__).parents[2]
 READY = "ready "  # what a service prints when it serves, before its address
+NO_BARS = {"TQDM_DISABLE": "1"}  # a library's progress bar is no last line of a log
 START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 0.5  # a service keeps nothing that would be lost; what is left then is its interpreter's tidying up
+STOP_TIMEOUT_S = 0.3  # a service keeps nothing that would be lost; what is left then is its interpreter's tidying up
 
 
 class ChildFailed(Exception):
@@ -35,7 +36,7 @@ class Child:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **NO_BARS},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stream,
@@ -56,7 +57,7 @@ class Child:
         while not said.endswith(b"\n"):
             readable, _, _ = select.select([descriptor], [], [], max(0.0, give_up - time.monotonic()))
             if not readable:
-                raise ChildFailed(f"{self.name}: not ready in time; the last line of its log is {self._last_line()!r}")
+                raise ChildFailed(f"{self.name}: not ready in time; its log ends with {self._last_line()!r}")
             chunk = os.read(descriptor, 4096)
             if not chunk:
                 self._process.wait()
@@ -65,9 +66,13 @@ class Child:
         assert said.decode().startswith(READY), f"{self.name} said {said!r}"
 
     def check(self) -> None:
-        """Raises ChildFailed where it has ended."""
-        if self._process.poll() is not None:
-            raise ChildFailed(f"{self.name}: {self._ending()}; the last line of its log is {self._last_line()!r}")
+        """Raises ChildFailed where it has ended, or is ending."""
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return
+        last = self._last_line()
+        raise ChildFailed(f"{self.name}: {self._ending()}" + (f"; its log ends with {last!r}" if last else ""))
 
     def explain(self) -> str:
         """The last line of its log: the cause of an internal error."""

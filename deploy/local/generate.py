@@ -113,7 +113,8 @@ def generate(
         try:
             drawn = _draw(request, stack.address, display, timeout_s)
         except GenerationFailed as error:
-            stack.generator.check()
+            if error.code == "UNAVAILABLE":
+                stack.generator.check()
             if error.code == "INTERNAL":
                 raise GenerationFailed("INTERNAL", f"{error}: {stack.generator.explain()}", (), None) from error
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -15,12 +16,12 @@ COMPANIONS = ("stage-64.png", "stage-256.png", "neighbors.png", "record.json")
 
 
 def check_folder(folder: Path) -> None:
-    """Raises NotADirectoryError where `folder` cannot be one."""
-    for path in (folder, *folder.absolute().parents):
-        if path.exists():
-            if not path.is_dir():
-                raise NotADirectoryError(20, "Not a directory", str(path))
-            return
+    """Raises OSError where `folder` is no folder that we may write into, nor can be made one."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
 
 
 def write_outputs(folder: Path, files: Mapping[str, bytes]) -> list[Path]:

@@ -26,13 +26,14 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module")
-def start(weights: Path, work: Path) -> Iterator[Start]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Starts commands, each in a session of its own."""
     started: list[subprocess.Popen[str]] = []
+    scratch = {"TMPDIR": str(tmp_path_factory.mktemp("t"))}  # a command that is killed leaves its sockets there
 
     def start_one(*arguments: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "deploy.local", *map(str, arguments)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = os.environ | scratch | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         started.append(
             subprocess.Popen(
                 command,
@@ -111,18 +112,20 @@ def test_generate_leaves_its_files_and_the_same_ones_again(begin: Start, tmp_pat
         assert said in err
 
 
-def test_what_the_services_refuse_is_told_and_leaves_nothing(begin: Start, weights: Path, tmp_path: Path) -> None:
+def test_what_goes_wrong_is_told_in_one_line_and_leaves_nothing(
+    begin: Start, weights: Path, tmp_path: Path, small_disk: Path | None
+) -> None:
     damaged = tmp_path / "weights"
     shutil.copytree(weights, damaged)
     file = damaged / "unet_256.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
     unknown_style = begin(tmp_path / "out", prompt="a guide dog, vaporwave style")
     corrupted = begin(tmp_path / "out", "--weights", damaged)
-    missing = begin(tmp_path / "out", "--weights", tmp_path / "none")
+    full_disk = begin((small_disk or Path("/nowhere")) / "out", "--stop-at=64", "--steps-64=2")
     for process, named in (
+        *([(full_disk, f"error: No space left on device: {small_disk}/out/")] if small_disk else ()),
         (unknown_style, "error: prompt: names style 'vaporwave', which is not one of noto, twemoji, openmoji"),
         (corrupted, f"error: generator: weights: {file} is corrupted"),
-        (missing, f"error: generator: weights: {tmp_path}/none/manifest.json does not exist"),
     ):
         status, out, err = end(process)
         assert (status, out) == (2, "")
@@ -130,6 +133,7 @@ def test_what_the_services_refuse_is_told_and_leaves_nothing(begin: Start, weigh
         assert named in err.splitlines()[-1]
         assert not session(process.pid)
     assert not (tmp_path / "out").exists()
+    assert small_disk is None or list(small_disk.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
@@ -146,16 +150,22 @@ def test_no_child_outlives_a_command_that_is_ended_while_its_children_start(
     assert not (tmp_path / "out").exists()
 
 
-def test_no_child_outlives_a_command_that_is_interrupted_while_it_draws(begin: Start, tmp_path: Path) -> None:
-    alone, group = (begin(tmp_path / "out", "--steps-64=1000") for _ in range(2))
-    for process, interrupt in ((alone, os.kill), (group, os.killpg)):  # a terminal's Ctrl-C goes to the whole group
+def test_no_child_outlives_a_command_that_is_interrupted_or_fails_while_it_draws(begin: Start, tmp_path: Path) -> None:
+    interrupted, crashing = (begin(tmp_path / "out", "--steps-64=1000") for _ in range(2))
+    for process in (interrupted, crashing):
         assert process.stderr is not None
         assert any("stage 64: 100/1000" in line for line in process.stderr)
-        interrupt(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=TIMEOUT_S)
-        assert not session(process.pid)
-        assert process.returncode == 128 + signal.SIGINT
-        assert err.splitlines()[-1] == "deploy.local: error: interrupted"
+    os.killpg(interrupted.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to the whole group
+    status, _, err = end(interrupted)
+    assert (status, err.splitlines()[-1]) == (128 + signal.SIGINT, "deploy.local: error: interrupted")
+    assert not session(interrupted.pid)
+    (generator,) = (
+        pid for pid in session(crashing.pid) if b"generator_svc" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(generator, signal.SIGKILL)
+    status, _, err = end(crashing)
+    assert (status, err.splitlines()[-1]) == (2, "deploy.local: error: generator: was ended by signal 9")
+    assert not session(crashing.pid)
     assert not (tmp_path / "out").exists()
 
 

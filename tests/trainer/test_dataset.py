@@ -108,14 +108,13 @@ def test_an_interrupted_preparation_is_taken_up(corpus_folder: Path, tmp_path: P
     assert len(open_prepared(tmp_path).keys) == 24
 
 
-@pytest.mark.parametrize("part", ["knn/*.npy", "text/states.npy", "text/offsets.npy", "prepared"])
+@pytest.mark.parametrize("part", ["knn/*.npy", "states.npy", "offsets.npy", "prepared*.json"])
 def test_missing_parts_are_named(prepared_folder: Path, tmp_path: Path, part: str) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(prepared_folder, folder)
-    gone = list(folder.glob("prepared-*" if part == "prepared" else part))
-    assert len(gone) == 1
-    gone[0].unlink()
-    with pytest.raises(FileNotFoundError, match="prepared" if part == "prepared" else gone[0].name):
+    (gone,) = folder.rglob(part)
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match="prepared" if part.startswith("prepared") else gone.name):
         open_prepared(folder)
 
 

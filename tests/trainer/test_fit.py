@@ -78,9 +78,9 @@ def test_a_fit_lowers_the_loss(name: str, prepared: Prepared, tmp_path: Path, re
     trainer.run(NEVER, no_show, no_look)
     after = paired_losses(trainer.state.unet, trainer.spec, fixed)["full"]
     assert trainer.state.examples == row.total_examples
-    assert after < 0.85 * before
+    assert after < 0.9 * before
     with trainer.averaged() as unet:
-        assert paired_losses(unet, trainer.spec, fixed)["full"] < 0.95 * before, "the average learns too"
+        assert paired_losses(unet, trainer.spec, fixed)["full"] < 0.97 * before, "the average learns too"
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_256"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ import torch
 from common.diffusion.schedule import log_snr
 from common.stages import stage
 from common.unet.unet import UNet
-from trainer.dataset import RENDER_SIZE
+from trainer.dataset import RENDER_SIZE, open_prepared
 from trainer.presets import PRESETS, Preset, preset
 
 ROWS = [pytest.param(p, id=name) for name, p in PRESETS.items()]
@@ -57,7 +57,7 @@ def test_rows_fit_their_stage(row: Preset) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_pictures_of_every_side_of_the_curriculum_are_prepared(row: Preset, prepared_folder) -> None:
     """Whole pictures, and the half-sized entity of a corner scene."""
-    there = {int(f.stem) for f in (prepared_folder / "pictures").glob("*.npy")}
+    there = set(open_prepared(prepared_folder).pictures)
     for _, side in row.curriculum:
         if row.unet.uses_neighbors:
             assert {side, side // 2} <= there
@@ -72,8 +72,9 @@ def test_clean_low_resolution_is_within_what_training_saw(row: Preset) -> None:
 
 
 def test_the_curriculum_changes_side_at_its_steps(tiny: Preset) -> None:
-    assert tiny.curriculum[0] == (64, 16)
-    assert [tiny.side(n) for n in (0, 63, 64, 10**9)] == [16, 16, 32, 32]
+    row = replace(tiny, curriculum=((64, 16), (128, 32), (2**62, 64)))
+    assert [row.side(n) for n in (0, 63, 64, 127, 128, 10**9)] == [16, 16, 32, 32, 64, 64]
+    assert replace(row, curriculum=((64, 16), (128, 32))).side(500) == 32, "the last side goes on"
     assert tiny.batch == tiny.groups * tiny.draws
 
 
