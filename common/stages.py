@@ -20,7 +20,8 @@ class StageSpec:
         size: side of the picture it makes, pixels.
         low_res_size: side of the picture it starts from; 0 for the first stage.
         schedule: Imagen, section 2.4: cosine for 64 and 256, linear for 1024.
-        prediction: what its U-Net says: v at 64; x0, as a residual over the enlarged input, in super-resolution.
+        prediction: what its U-Net says. x0 everywhere: clean pictures need less of a narrow network than noise does (Li
+            & He 2025, arXiv 2511.13720); in super-resolution as a residual over the enlarged input.
         neighbors: whether its U-Net attends to neighbors.
         steps, sampler, guidance, thresholding, augmentation: sampling defaults, see `Plan`.
         train_augmentation: largest time to which training noises the low-resolution input.
@@ -71,7 +72,7 @@ STAGES: tuple[StageSpec, ...] = (
         size=64,
         low_res_size=0,
         schedule="cosine",
-        prediction="v",
+        prediction="x0",
         neighbors=True,
         steps=50,
         sampler="ddim",

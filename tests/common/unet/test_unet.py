@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from common.conditioning import keep
+from common.diffusion.schedule import LOG_SNR_MAX
 from common.unet.config import UNetConfig
 from common.unet.layers import grid_positions
 from common.unet.unet import UNet
@@ -108,6 +109,26 @@ def test_each_neighbor_is_read_with_its_own_caption(base_config, make_unet, make
     unet, inputs = make_unet(base_config), make_inputs(base_config)
     swapped = inputs | {"neighbor_text": inputs["neighbor_text"][:, [1, 0, 2]]}
     assert (predict(unet, swapped) - predict(unet, inputs)).abs().max() > 1e-6
+
+
+def test_neighbors_are_encoded_by_the_same_dstack_at_time_0(base_config, make_unet, make_inputs, predict) -> None:
+    """A neighbor's feature maps are those of a clean x_t with its caption as the text (Re-Imagen, section 3.2)."""
+    unet, inputs = make_unet(base_config), make_inputs(base_config)
+    inputs["neighbor_text_mask"][:, :, 3:] = False
+    features: list[list[Tensor]] = []
+    unet.dstack.register_forward_hook(lambda module, given, maps: features.append([m.detach() for m in maps]))
+    unet.condition(**conditioning(inputs))
+    rows = 6
+    as_x_t = make_inputs(base_config, batch=rows, num_neighbors=0) | {
+        "x_t": inputs["neighbors"].flatten(0, 1),
+        "text": inputs["neighbor_text"].flatten(0, 1),
+        "text_mask": inputs["neighbor_text_mask"].flatten(0, 1),
+        "log_snr": torch.full((rows,), LOG_SNR_MAX, dtype=torch.float64),
+    }
+    predict(unet, as_x_t)
+    assert len(features) == 2
+    for of_neighbor, of_x_t in zip(*features, strict=True):
+        assert_close(of_neighbor, of_x_t, **EXACT)
 
 
 def test_gradient_reaches_every_parameter(any_config, make_unet, make_inputs, predict) -> None:
