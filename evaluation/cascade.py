@@ -113,10 +113,12 @@ def neighbor_picture(neighbor: Neighbor, size: int) -> np.ndarray:
     return over_color(rasterize(neighbor.image, neighbor.image_format, size), (255, 255, 255))
 
 
-def with_guidance(spec: StageSpec, *, text_weight: float, neighbor_weight: float, steps: int) -> StageSpec:
-    """The stage with other sampling numbers."""
-    guidance = replace(spec.guidance, text_weight=text_weight, neighbor_weight=neighbor_weight)
-    return replace(spec, guidance=guidance, steps=steps)
+def guided_by_text(spec: StageSpec) -> StageSpec:
+    """The stage as it draws without neighbors: plain guidance at every step, with the text's weight.
+
+    Interleaved guidance would leave the neighbor steps unguided, and flatter the comparison.
+    """
+    return replace(spec, guidance=replace(spec.guidance, strategy="joint"))
 
 
 def _image(pixels: np.ndarray) -> Tensor:

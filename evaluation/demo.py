@@ -14,7 +14,7 @@ from common.files import write_atomic, write_json
 from common.images import contact_sheet, encode_png, enlarge_bicubic, shrink
 from common.scenes import Scene
 from common.stages import stage
-from evaluation.cascade import Cascade, neighbor_picture
+from evaluation.cascade import Cascade, guided_by_text, neighbor_picture
 from evaluation.features import background_color, entity_features, psnr, rank_of
 from evaluation.suite import Prompt, Suite
 from retrieval_svc.knowledge_base import KnowledgeBase, Neighbor
@@ -51,7 +51,13 @@ def evaluate_demo(
     ]
     texts, total = [p.text for p in prompts], len(prompts)
     drawn = cascade.draw_64(texts, neighbors, seed=SEED, progress=lambda n: progress("with neighbors", n, total))
-    plain = cascade.draw_64(texts, [[]] * total, seed=SEED, progress=lambda n: progress("without neighbors", n, total))
+    plain = cascade.draw_64(
+        texts,
+        [[]] * total,
+        seed=SEED,
+        spec=guided_by_text(stage(64)),
+        progress=lambda n: progress("without neighbors", n, total),
+    )
     copied = [
         neighbor_picture(found[0], 64) if found else p.true_picture(64)
         for p, found in zip(prompts, neighbors, strict=True)

@@ -12,9 +12,9 @@ from common.diffusion.plan import Plan
 from common.diffusion.randomness import MAX_SEED
 from common.diffusion.sampler import Sampler
 from common.diffusion.threshold import Thresholding
+from common.prompt import check_prompt
 from common.service.errors import InvalidArgument
 from common.stages import STAGES, StageSpec
-from common.text import check_prompt
 
 DEFAULT_K, MAX_K = 2, 64
 MAX_PICTURES = 8

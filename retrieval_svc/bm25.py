@@ -173,7 +173,7 @@ class Bm25Index:
         # To open, Tantivy writes a lock file beside the index (quickwit-oss/tantivy issue 557), which a
         # read-only volume refuses: it opens links instead, and needs them no longer once every file is
         # mapped.
-        with tempfile.TemporaryDirectory(prefix="reimagen-bm25-") as links:
+        with tempfile.TemporaryDirectory(prefix="reimagen-bm25-", ignore_cleanup_errors=True) as links:
             for path in folder.iterdir():
                 Path(links, path.name).symlink_to(path.resolve())
             index = _with_tokenizers(tantivy.Index.open(links))

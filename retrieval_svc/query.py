@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.corpus import CorpusError, Facet
+from common.prompt import MAX_PROMPT_CHARACTERS
 from common.service.errors import InvalidArgument
 
-MAX_PROMPT_CHARACTERS = 2000
 ARTICLES = frozenset({"a", "an", "the"})
 
 _FIELD = "prompt"

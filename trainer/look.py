@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from common.conditioning import keep
 from common.files import write_atomic
@@ -18,9 +19,6 @@ from common.trajectories import run_together
 from trainer.batches import Batch, rng_of
 from trainer.fit import Trainer
 from trainer.loss import condition_of
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 GRID = 8
 STEPS = 24
@@ -100,7 +98,8 @@ def plot_losses(folder: Path) -> None:
     lines = read_log(folder)
     train = [line for line in lines if line["kind"] == "train"]
     held_out = [line for line in lines if line["kind"] == "held_out"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.plot([line["examples"] for line in train], [line["loss"] for line in train], lw=0.8)
     left.set(title="training loss", xlabel="examples", yscale="log")
     for name in ("full", "text_only", "neighbors_only", "none", "wrong_neighbors"):
@@ -108,5 +107,6 @@ def plot_losses(folder: Path) -> None:
         right.plot(*zip(*points, strict=True), marker="o", ms=3, label=name.replace("_", " "))
     right.set(title="held-out loss, paired", xlabel="examples")
     right.legend()
-    figure.savefig(folder / "losses.png", dpi=90)
-    plt.close(figure)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=90)
+    write_atomic(folder / "losses.png", stream.getvalue())

@@ -25,13 +25,13 @@ from client.generator import (
 )
 from common.diffusion.randomness import MAX_SEED
 from common.images import contact_sheet, encode_png, over_color, rasterize
+from common.prompt import MAX_PROMPT_CHARACTERS
 from common.scenes import WHITE
 from common.stages import stage
 from deploy.local.display import Display
 from deploy.local.knowledge_base import ensure_knowledge_base
 from deploy.local.outputs import check_folder, write_outputs
 from deploy.local.stack import GeneratorFlags, running_stack
-from retrieval_svc.query import MAX_PROMPT_CHARACTERS
 
 SHEET_CELL = 320  # pixels; wide enough for a caption above it
 _GUIDANCE = {

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from common.text import MAX_PROMPT_CHARACTERS, MAX_TOKENS, TextEncoder, check_prompt, packaged_encoder
+from common.prompt import MAX_PROMPT_CHARACTERS, check_prompt
+from common.text import MAX_TOKENS, TextEncoder, packaged_encoder
 
 TEXTS = ["guide dog, noto style, on a blue background", "dog", "an ice cream, small in the top left corner"]
 

@@ -7,8 +7,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from common.corpus import CorpusError, Facet
+from common.prompt import MAX_PROMPT_CHARACTERS
 from common.service.errors import InvalidArgument
-from retrieval_svc.query import MAX_PROMPT_CHARACTERS, Vocabulary
+from retrieval_svc.query import Vocabulary
 
 STYLES = ("noto", "noto-v1", "twemoji", "fluent-emoji", "fluent-emoji-flat")
 SCENES = (
