@@ -61,7 +61,7 @@ class Suite:
         return self._features[style, scene]
 
 
-def demo_suite(corpus: Path, count: int) -> Suite:
+def demo_suite(corpus: Path, count: int, min_gallery: int = MIN_GALLERY) -> Suite:
     """The first `count` prompts of the demonstration suite, in an order drawn from their keys.
 
     Raises:
@@ -71,7 +71,7 @@ def demo_suite(corpus: Path, count: int) -> Suite:
     gallery: dict[str, list[Pair]] = defaultdict(list)
     for pair in held_out:
         gallery[pair.facets["style"]].append(pair)
-    gallery = {style: pairs for style, pairs in sorted(gallery.items()) if len(pairs) >= MIN_GALLERY}
+    gallery = {style: pairs for style, pairs in sorted(gallery.items()) if len(pairs) >= min_gallery}
     num_styles = Counter(pair.entity for pair in held_out)
     asked = [p for p in held_out if num_styles[p.entity] >= MIN_STYLES and p.facets["style"] in gallery]
     random.Random("demo suite").shuffle(asked)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fitting.add_argument("--examples", type=int, help="stop after so many examples in all")
     fitting.add_argument("--evaluate-every", type=float, default=Schedule.evaluate_every_s, help="seconds")
     fitting.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
+    fitting.add_argument("--side", type=int, help="train at this side, whatever the preset's curriculum says")
     fitting.add_argument("--start-from", type=Path, help="weights folder that a new run starts from")
     fitting.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     flags = parser.parse_args(arguments)
@@ -91,6 +93,8 @@ def _knn(flags: argparse.Namespace) -> None:
 
 def _fit(flags: argparse.Namespace) -> None:
     row = preset(flags.preset)
+    if flags.side is not None:
+        row = _at_side(row, flags.side)
     if flags.dry_run:
         print(json.dumps(row.to_json(), indent=2))
         return
@@ -100,6 +104,14 @@ def _fit(flags: argparse.Namespace) -> None:
     _train(trainer, flags)
     if flags.weights:
         print(publish(trainer, flags.weights, prepared.fingerprint))
+
+
+def _at_side(row: Preset, side: int) -> Preset:
+    if side < row.unet.granularity or side % row.unet.granularity or side > stage(row.stage).size:
+        raise ValueError(
+            f"--side: {side} is not a multiple of {row.unet.granularity} up to {stage(row.stage).size}, as {row.name} needs"
+        )
+    return replace(row, curriculum=((0, side),))
 
 
 def _train(trainer: Trainer, flags: argparse.Namespace) -> None:

@@ -67,6 +67,7 @@ class ResidualBlock(nn.Module):
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a cached tensor made in inference mode could not be used in training later
 def grid_positions(height: int, width: int, channels: int) -> Tensor:
     """2-D sinusoidal positions [height * width, channels].
 

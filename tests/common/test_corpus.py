@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -122,8 +123,12 @@ def test_an_empty_corpus_is_a_corpus(tmp_path: Path) -> None:
     assert list(iter_pairs(tmp_path / "c")) == []
 
 
-def test_the_same_pairs_give_the_same_bytes_and_fingerprint(tmp_path: Path) -> None:
-    a, b = write(tmp_path / "a"), write(tmp_path / "b")
+def test_the_same_pairs_give_the_same_bytes_and_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on another day."""
+    a = write(tmp_path / "a")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 86_400)
+    b = write(tmp_path / "b")
     assert a.fingerprint == b.fingerprint
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
