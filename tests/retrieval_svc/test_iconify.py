@@ -6,12 +6,13 @@ import hashlib
 import json
 import subprocess
 from collections import defaultdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.corpus import CorpusError, Pair, iter_pairs, read_manifest
+from common.corpus import CorpusError, iter_pairs, read_manifest
 from common.scenes import Scene, caption, scene_phrases
 from retrieval_svc import iconify
 from retrieval_svc.iconify import (
@@ -359,8 +360,7 @@ def test_the_real_corpus_holds_out_by_the_rule() -> None:
     if not (folder / "corpus.json").is_file():
         pytest.skip("the demonstration corpus is not built: run `make knowledge-base`")
     held: dict[bool, set[str]] = {True: set(), False: set()}
-    pairs: list[Pair] = list(iter_pairs(folder))
-    for pair in pairs:
+    for pair in islice(iter_pairs(folder), 6000):
         slug = pair.key.split("--", 1)[1]
         assert pair.entity == slug.replace("-", " ")
         assert pair.held_out == is_held_out(slug)

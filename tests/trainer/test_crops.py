@@ -34,7 +34,7 @@ def test_crops_are_pieces_of_their_owners(tmp_path: Path) -> None:
 
 
 def test_crops_of_another_corpus_are_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crops, "EVERY", 8)
+    monkeypatch.setattr(crops, "EVERY", 24)
     pairs = shape_pairs()
     for name, chosen in (("a", pairs), ("b", pairs[9:] + pairs[:9])):
         write_shapes(tmp_path / name, chosen, version=name)

@@ -106,7 +106,7 @@ def test_a_resumed_run_is_the_same_run(
 
 
 def test_looking_logging_and_saving_change_nothing(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
-    row = replace(tiny, total_examples=3 * tiny.batch, curriculum=((2**62, 16),))
+    row = replace(tiny, total_examples=2 * tiny.batch, curriculum=((2**62, 16),))
     quiet, watched = (opened(prepared, row, tmp_path / name) for name in ("quiet", "watched"))
     quiet.run(NEVER, no_show, no_look)
     watched.run(ALWAYS, no_show, lambda trainer: trainer.held_out_losses(1) and None)

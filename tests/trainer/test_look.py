@@ -39,8 +39,6 @@ def test_first_stage(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
     ]
     assert all(np.unique(r.reshape(-1, 3), axis=0).shape[0] > 2 for r in rows)
     assert not np.array_equal(rows[3], rows[4]), "with and without neighbors differ, on the same noise"
-    look(trainer)
-    np.testing.assert_array_equal(decode_rgb((tmp_path / "samples.png").read_bytes()), sheet)
 
 
 def test_super_resolution(prepared: Prepared, tiny_256: Preset, tmp_path: Path) -> None:

@@ -57,9 +57,9 @@ class Says:
         return self.said
 
 
-def test_first_stage_loss_by_hand(batch: Batch) -> None:
-    """v-prediction with weight min(SNR + 1, gamma) / (SNR + 1), on the cosine schedule."""
-    spec = stage(64)
+def test_v_prediction_loss_by_hand(batch: Batch) -> None:
+    """Weight min(SNR + 1, gamma) / (SNR + 1), on the cosine schedule."""
+    spec = replace(stage(64), schedule="cosine", prediction="v", loss_gamma=5.0)
     network = Says(torch.full_like(batch.x0, 0.25))
     losses = example_losses(network, spec, batch, None)  # type: ignore[arg-type]
     for i in range(len(batch.x0)):
@@ -73,16 +73,18 @@ def test_first_stage_loss_by_hand(batch: Batch) -> None:
         torch.testing.assert_close(network.x_t[i], alpha * batch.x0[i] + sigma * batch.eps[i], atol=1e-5, rtol=1e-4)
 
 
-def test_super_resolution_loss_by_hand(crop_batch: Batch) -> None:
-    """x0-prediction with weight min(SNR + 1, gamma)."""
-    losses = example_losses(Says(torch.zeros_like(crop_batch.x0)), stage(256), crop_batch, None)  # type: ignore[arg-type]
+def test_x0_prediction_loss_by_hand(crop_batch: Batch) -> None:
+    """Weight min(SNR + 1, gamma)."""
+    spec = replace(stage(256), schedule="cosine", prediction="x0", loss_gamma=5.0)
+    losses = example_losses(Says(torch.zeros_like(crop_batch.x0)), spec, crop_batch, None)  # type: ignore[arg-type]
     snr = np.exp(log_snr("cosine", crop_batch.t.double().numpy()))
-    expected = np.minimum(snr + 1, stage(256).loss_gamma) * crop_batch.x0.square().mean((1, 2, 3)).numpy()
+    expected = np.minimum(snr + 1, 5.0) * crop_batch.x0.square().mean((1, 2, 3)).numpy()
     np.testing.assert_allclose(losses.numpy(), expected, rtol=2e-3)
 
 
 def test_a_perfect_network_has_no_loss(crop_batch: Batch) -> None:
-    assert example_losses(Says(crop_batch.x0), stage(256), crop_batch, None).abs().max() == 0  # type: ignore[arg-type]
+    spec = replace(stage(256), prediction="x0")
+    assert example_losses(Says(crop_batch.x0), spec, crop_batch, None).abs().max() == 0  # type: ignore[arg-type]
 
 
 def test_low_res_is_noised_at_its_own_level(crop_batch: Batch, tiny_256: Preset) -> None:
