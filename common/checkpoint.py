@@ -43,6 +43,9 @@ def publish_stage(
     """Write a stage's weights as fp16 and its line of the manifest, each atomically; returns the weights' path."""
     path = folder / f"unet_{size}.safetensors"
     tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(f"weights: {broken[:5]} are not finite in fp16; nothing is published")
     header = {
         "format": FORMAT,
         "stage": str(size),
@@ -64,11 +67,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        return json.loads(path.read_text())
+        manifest = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"weights: {path} does not exist") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"weights: {path} is not JSON ({error})") from None
+    if not isinstance(manifest, dict) or not all(isinstance(v, dict) and "sha256" in v for v in manifest.values()):
+        raise CheckpointError(f"weights: {path} does not give each file's sha256")
+    return manifest
 
 
 def load_stage(folder: Path, size: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> StageWeights:
@@ -94,10 +100,16 @@ def load_stage(folder: Path, size: int, *, device: str = "cpu", dtype: torch.dty
         raise CheckpointError(f"weights: {path} is no safetensors file ({error})") from None
     if header.get("format") != FORMAT:
         raise CheckpointError(f"weights: {path} has format {header.get('format')!r}, expected {FORMAT!r}")
-    unet = build_unet(UNetConfig.from_json(json.loads(header["unet"])), tensors, path)
+    if header.get("stage") != str(size):
+        raise CheckpointError(f"weights: {path} is of stage {header.get('stage')!r}, not {size}")
+    try:
+        config, trained = UNetConfig.from_json(json.loads(header["unet"])), json.loads(header["trained"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"weights: {path} has a damaged header ({error!r})") from None
+    unet = build_unet(config, tensors, path)
     unet = unet.to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
     unet.requires_grad_(False)
-    return StageWeights(unet=unet, sha256=digest, trained=json.loads(header.get("trained", "{}")))
+    return StageWeights(unet=unet, sha256=digest, trained=trained)
 
 
 def build_unet(config: UNetConfig, tensors: Mapping[str, Tensor], path: Path) -> UNet:

@@ -22,6 +22,7 @@ from typing import Any
 from common.files import replacing_folder, sha256_file, write_json
 
 FORMAT = "reimagen-corpus/1"
+MAX_KEY_BYTES = 95  # a portable tar names a member in 100 bytes: key, dot and kind
 IMAGE_FORMATS = ("svg", "png", "jpg", "webp")
 
 
@@ -91,7 +92,7 @@ def read_manifest(folder: Path) -> CorpusManifest:
             version=document["version"],
             fingerprint=document["fingerprint"],
             num_pairs=int(document["num_pairs"]),
-            shards=tuple(document["shards"]),
+            shards=tuple(_check_shard(shard) for shard in document["shards"]),
             facets=tuple(
                 Facet(name=f["name"], template=f["template"], values=tuple(f["values"]))
                 for f in document.get("facets", ())
@@ -101,6 +102,13 @@ def read_manifest(folder: Path) -> CorpusManifest:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorpusError(f"corpus: {path} lacks or mistypes {error}") from None
+
+
+def _check_shard(shard: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = shard["file"]
+    if not isinstance(name, str) or Path(name).name != name or not isinstance(shard["sha256"], str):
+        raise ValueError(f"shard {name!r}: its file is outside the folder, or its sha256 no text")
+    return shard
 
 
 def iter_pairs(folder: Path) -> Iterator[Pair]:
@@ -175,6 +183,8 @@ def write_corpus(
 def _check_pair(pair: Pair, keys: set[str]) -> None:
     if not pair.key or "." in pair.key or "/" in pair.key or pair.key in keys:
         raise CorpusError(f"corpus: key {pair.key!r} is empty, used twice, or holds a dot or a slash")
+    if len(pair.key.encode()) > MAX_KEY_BYTES:
+        raise CorpusError(f"corpus: key {pair.key!r} is longer than {MAX_KEY_BYTES} bytes")
     if pair.image_format not in IMAGE_FORMATS:
         raise CorpusError(
             f"corpus: pair {pair.key!r} has image format {pair.image_format!r}, not one of {IMAGE_FORMATS}"
@@ -212,7 +222,10 @@ def _read_shard(path: Path) -> Iterator[Pair]:
             for member in tar:
                 if not member.isfile():
                     continue
-                stem, _, kind = Path(member.name).name.partition(".")
+                # webdataset: the key is the path up to the first dot of the file's name; ours hold no slash.
+                folder, _, name = member.name.rpartition("/")
+                stem, _, kind = name.partition(".")
+                stem = "--".join((*(part for part in folder.split("/") if part not in ("", ".")), stem))
                 if stem != key and parts:
                     yield _to_pair(path, key, parts)
                     parts = {}
@@ -233,7 +246,9 @@ def _to_pair(path: Path, key: str, parts: Mapping[str, bytes]) -> Pair:
     try:
         described = json.loads(parts.get("json", b"{}"))
         caption = parts["txt"].decode() if "txt" in parts else described["caption"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
+        if not isinstance(caption, str) or not isinstance(described, dict):
+            raise KeyError("caption")
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise CorpusError(f"corpus: pair {key!r} of shard {path} has no readable caption ({error})") from None
     return Pair(
         key=key,

@@ -64,7 +64,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             retired = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".old"))
             os.replace(folder, retired / folder.name)
-            os.replace(temporary, folder)
+            try:
+                os.replace(temporary, folder)
+            except BaseException:
+                os.replace(retired / folder.name, folder)
+                retired.rmdir()
+                raise
             shutil.rmtree(retired)
         else:
             os.replace(temporary, folder)

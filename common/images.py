@@ -7,12 +7,19 @@ only then averaging pixels (shrinking) is right.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import resvg_py
-from PIL import Image, ImageDraw, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, PngImagePlugin
 
+# resvg would read files of this machine into the picture: a reference must be a data address or a name within the
+# file, written plainly, and entities (which could hide one) are not taken at all.
+_OUTSIDE = re.compile(
+    r"<!ENTITY|<(?:\w+:)?(?:image|feImage)\b[^>]*?\bhref\s*=\s*[\"'](?!\s*(?:data:|#))", re.IGNORECASE
+)
+_RASTERS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000  # a larger source picture is refused before it is decoded (decompression bombs)
 
 
@@ -38,30 +45,36 @@ def rasterize(image: bytes, image_format: str, size: int) -> np.ndarray:
 
 
 def _render_svg(image: bytes, size: int) -> np.ndarray:
-    # Width alone keeps the proportion; a tall picture would then exceed the square, so the longer side is chosen.
     try:
         text = image.decode("utf-8")
-        png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, skip_system_fonts=True))
-        picture = Image.open(io.BytesIO(png))
-        if picture.height > size:
-            png = bytes(resvg_py.svg_to_bytes(svg_string=text, height=size, skip_system_fonts=True))
-            picture = Image.open(io.BytesIO(png))
-        return _centre(picture.convert("RGBA"), size)
+        if _OUTSIDE.search(text):
+            raise ImageError("image: an SVG that refers to what is outside of it")
+        # Both sides: the drawing is fitted into them, so that a sliver costs no more than its square.
+        png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, height=size, skip_system_fonts=True))
+        return _centre(Image.open(io.BytesIO(png)).convert("RGBA"), size)
     except (ValueError, OSError) as error:
-        raise ImageError(f"image: not an SVG that can be drawn ({error})") from None
+        raise (
+            error if isinstance(error, ImageError) else ImageError(f"image: not an SVG that can be drawn ({error})")
+        ) from None
 
 
 def _fit_raster(image: bytes, size: int) -> np.ndarray:
-    try:
-        picture = Image.open(io.BytesIO(image))
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ImageError(f"image: {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
-        picture = picture.convert("RGBA")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"image: not a picture that can be read ({error})") from None
+    picture = _read_raster(image)
     scale = size / max(picture.size)
     fitted = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return _centre(picture.resize(fitted, Image.Resampling.LANCZOS), size)
+
+
+def _read_raster(image: bytes) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(image), formats=_RASTERS)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ImageError(f"image: {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
+        return picture.convert("RGBA")
+    except ImageError:
+        raise
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"image: not a picture that can be read ({error})") from None
 
 
 def _centre(picture: Image.Image, size: int) -> np.ndarray:
@@ -124,10 +137,7 @@ def decode_rgb(image: bytes) -> np.ndarray:
     Raises:
         ImageError: it is no picture.
     """
-    try:
-        picture = Image.open(io.BytesIO(image)).convert("RGBA")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"image: not a picture that can be read ({error})") from None
+    picture = _read_raster(image)
     return over_color(_premultiply(np.asarray(picture)), (255, 255, 255))
 
 

@@ -26,7 +26,7 @@ class TextEncoder:
         self.width = int(self.model.config.hidden_size)
         self.device = device
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token states of each text.
 

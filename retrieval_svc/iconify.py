@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from common.files import replacing_folder
 from common.images import ImageError, rasterize
 from common.scenes import Scene, caption, scene_phrases
 
-VERSION = "1"
+VERSION = "2"
 SETS: dict[str, str] = {
     "noto": "1.2.9",
     "noto-v1": "1.2.5",
@@ -41,7 +40,6 @@ SETS: dict[str, str] = {
     "streamline-emojis": "1.2.4",
 }
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-_TONE = re.compile(rf"-({'|'.join(TONES)})(-skin-tone)(?=-|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +130,14 @@ def read_set(folder: Path) -> IconSet:
 def _is_skin_tone(name: str, names: set[str]) -> bool:
     if "skin-tone" in name:
         return True
-    # Some sets write "-light" alone; "police-car-light" is no skin tone: its base has no "-medium" sister.
+    # Some sets write "-light" alone; "police-car-light" is no skin tone: its base has no sisters in the other tones.
     for tone in sorted(TONES, key=len, reverse=True):
-        if name.endswith(f"-{tone}"):
-            base = name.removesuffix(f"-{tone}")
-            return base in names and f"{base}-medium" in names
-        if f"-{tone}-" in name:
-            base = name.replace(f"-{tone}-", "-", 1)
-            return base in names and name.replace(f"-{tone}-", "-medium-", 1) in names
+        for base, sisters in (
+            (name.removesuffix(f"-{tone}"), [f"{name.removesuffix(f'-{tone}')}-{t}" for t in TONES]),
+            (name.replace(f"-{tone}-", "-", 1), [name.replace(f"-{tone}-", f"-{t}-", 1) for t in TONES]),
+        ):
+            if base != name:
+                return base in names and sum(sister in names for sister in sisters) >= 3
     return False
 
 

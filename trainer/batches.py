@@ -110,9 +110,18 @@ def _neighbor_set(
 ) -> tuple[list[int], np.ndarray]:
     """`count` of the anchor's nearest pairs, and the pairs (the anchor among them) that have all of these too."""
     near = prepared.neighbors[anchor]
-    near = near[near >= 0][:CANDIDATES]
+    near = near[near >= 0]
+    if not prepared.held_out[anchor]:
+        near = near[~prepared.held_out[near]]  # whatever the neighbors were asked of: none is seen in training
+    near = near[:CANDIDATES]
     picked = rng.permutation(near)[:count]
-    others = [j for j in near if j not in picked and np.isin(picked, prepared.neighbors[j][: CANDIDATES + 2]).all()]
+    others = [
+        j
+        for j in near
+        if j not in picked
+        and prepared.held_out[j] == prepared.held_out[anchor]
+        and np.isin(picked, prepared.neighbors[j][: CANDIDATES + 2]).all()
+    ]
     return [int(p) for p in picked], np.array([anchor, *others])
 
 

@@ -23,7 +23,8 @@ def prepare_crops(corpus: Path, folder: Path, progress: Progress) -> None:
     Of each drawn picture the PER_PICTURE crops with most edges among a few are kept. What is there is kept.
     """
     target = folder / f"crops-{DRAWN_SIZE}"
-    if (target / "owners.npy").is_file():
+    fingerprint = read_manifest(corpus).fingerprint
+    if (target / "corpus.txt").is_file() and (target / "corpus.txt").read_text() == fingerprint:
         return
     total = -(-read_manifest(corpus).num_pairs // EVERY)
     with replacing_folder(target) as temporary:
@@ -45,3 +46,4 @@ def prepare_crops(corpus: Path, folder: Path, progress: Progress) -> None:
             progress("crops", number // EVERY + 1, total)
         pixels.flush()
         np.save(temporary / "owners.npy", owners)
+        (temporary / "corpus.txt").write_text(fingerprint)

@@ -78,7 +78,8 @@ def spoken_caption(key: str, variant: int, entity: str, style: str, scene: Scene
     rng = random.Random(f"article/{key}/{variant}")
     if variant == 0 or rng.random() >= 0.3:
         return words
-    return f"{rng.choice(('a', 'an' if entity[0] in 'aeiou' else 'a', 'the'))} {words}"
+    own = "an" if entity[:1] in tuple("aeiou") else "a"
+    return f"{rng.choice((own, own, 'the'))} {words}"
 
 
 def prepare(corpus: Path, folder: Path, encoder: Callable[[], TextEncoder], progress: Progress) -> None:
@@ -87,18 +88,19 @@ def prepare(corpus: Path, folder: Path, encoder: Callable[[], TextEncoder], prog
     Neighbors are written by `trainer.knn`, through the retrieval service.
     """
     fingerprint = read_manifest(corpus).fingerprint
-    done = folder / f"prepared-{TAG}-{fingerprint[:12]}.json"
-    if done.is_file():
+    done = folder / "prepared.json"
+    if done.is_file() and json.loads(done.read_text())["of"] == f"{TAG}/{fingerprint}":
         return
     pairs = list(iter_pairs(corpus))
-    if not (folder / "pictures" / f"{RENDER_SIZE}.npy").is_file():
-        _render(pairs, folder / "pictures", progress)
-    if not (folder / "text" / "offsets.npy").is_file():
-        _encode(pairs, folder / "text", encoder(), progress)
+    parts = folder / f"{TAG}-{fingerprint[:12]}"
+    if not (parts / "pictures").is_dir():
+        _render(pairs, parts / "pictures", progress)
+    if not (parts / "text").is_dir():
+        _encode(pairs, parts / "text", encoder(), progress)
     described = [
         {"key": p.key, "entity": p.entity, "style": p.facets.get("style", ""), "held_out": p.held_out} for p in pairs
     ]
-    write_json(done, {"fingerprint": fingerprint, "pairs": described})
+    write_json(done, {"of": f"{TAG}/{fingerprint}", "fingerprint": fingerprint, "pairs": described})
 
 
 def open_prepared(folder: Path) -> Prepared:
@@ -107,11 +109,11 @@ def open_prepared(folder: Path) -> Prepared:
     Raises:
         FileNotFoundError: a part is missing; the message names it.
     """
-    found = sorted(folder.glob(f"prepared-{TAG}-*.json"))
-    if not found:
+    found = folder / "prepared.json"
+    if not found.is_file():
         raise FileNotFoundError(f"data: {folder} holds no prepared corpus; run `python -m trainer prepare` first")
-    document = json.loads(found[-1].read_text())
-    pairs = document["pairs"]
+    document = json.loads(found.read_text())
+    pairs, parts = document["pairs"], folder / f"{TAG}-{document['fingerprint'][:12]}"
     return Prepared(
         folder=folder,
         fingerprint=document["fingerprint"],
@@ -120,15 +122,15 @@ def open_prepared(folder: Path) -> Prepared:
         styles=[p["style"] for p in pairs],
         held_out=np.array([p["held_out"] for p in pairs]),
         scenes=[scenes_of(p["key"]) for p in pairs],
-        pictures={int(f.stem): np.load(f, mmap_mode="r") for f in (folder / "pictures").glob("*.npy")},
-        states=np.load(folder / "text" / "states.npy", mmap_mode="r"),
-        offsets=np.load(folder / "text" / "offsets.npy"),
+        pictures={int(f.stem): np.load(f, mmap_mode="r") for f in (parts / "pictures").glob("*.npy")},
+        states=np.load(parts / "text" / "states.npy", mmap_mode="r"),
+        offsets=np.load(parts / "text" / "offsets.npy"),
         neighbors=np.load(folder / "knn" / f"{document['fingerprint']}.npy"),
     )
 
 
 def _render(pairs: Sequence[Pair], folder: Path, progress: Progress) -> None:
-    sides = [RENDER_SIZE >> shift for shift in range(5)]  # 256 to 16: two grown sizes, and a small entity in each
+    sides = [RENDER_SIZE >> shift for shift in range(6)]  # 256 to 8: three grown sizes, and a small entity in each
     with replacing_folder(folder) as temporary:
         arrays = {
             side: np.lib.format.open_memmap(

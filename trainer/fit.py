@@ -85,7 +85,8 @@ class Trainer:
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.examples += preset.batch
-        state.update_average(preset.ema_decay)
+        if finite:
+            state.update_average(preset.ema_decay)
         return {
             "loss": float(loss.detach()),
             "gradient_norm": float(norm),

@@ -104,9 +104,11 @@ def plot_losses(folder: Path) -> None:
     left.set(title="training loss", xlabel="examples", yscale="log")
     for name in ("full", "text_only", "neighbors_only", "none", "wrong_neighbors"):
         points = [(line["examples"], line[name]) for line in held_out if name in line]
-        right.plot(*zip(*points, strict=True), marker="o", ms=3, label=name.replace("_", " "))
+        if points:
+            right.plot(*zip(*points, strict=True), marker="o", ms=3, label=name.replace("_", " "))
     right.set(title="held-out loss, paired", xlabel="examples")
-    right.legend()
+    if held_out:
+        right.legend()
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=90)
     write_atomic(folder / "losses.png", stream.getvalue())

@@ -72,7 +72,7 @@ class CropSource:
         full = self.pixels[row]
         color = sample_scene(_python_rng(rng)).color
         # Small entities are seen too: a quarter of whole pictures are drawn at half their side in a corner.
-        if full.shape[0] == RENDER_SIZE and rng.random() < 0.25:
+        if self.spec.size <= RENDER_SIZE and rng.random() < 0.25:
             corner = ("top left", "top right", "bottom left", "bottom right")[int(rng.integers(4))]
             half = self.prepared.pictures[RENDER_SIZE // 2][self.owners[row]]
             return compose(lambda n: half, Scene(color=color, corner=corner), RENDER_SIZE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from common.unet.unet import UNet
 from trainer.presets import Preset
 
 KEPT = 2  # states of a run kept on disk: a damaged last one falls back to the one before
+
+
+class DamagedStateError(CheckpointError):
+    """A state was cut, altered, or is none; the one before it may be whole."""
 
 
 @dataclass(kw_only=True)
@@ -61,10 +66,13 @@ def save_state(folder: Path, state: RunState, preset: Preset) -> Path:
     for name, parameter in state.unet.named_parameters():
         for kind, tensor in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{kind}/{name}"] = tensor.contiguous()
+    on_host = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     header = {"step": str(state.step), "examples": str(state.examples), "preset": json.dumps(preset.to_json())}
+    header["sha256"] = _digest(on_host)
     path = folder / f"state-{state.step:08d}.safetensors"
-    write_atomic(path, save({k: v.detach().cpu() for k, v in tensors.items()}, metadata=header))
-    for old in sorted(folder.glob("state-*.safetensors"))[:-KEPT]:
+    write_atomic(path, save(on_host, metadata=header))
+    states = sorted(folder.glob("state-*.safetensors"))
+    for old in states[: max(0, states.index(path) + 1 - KEPT)]:
         old.unlink()
     return path
 
@@ -73,28 +81,40 @@ def load_state(path: Path, preset: Preset, device: torch.device) -> RunState:
     """Read a state that `save_state` wrote.
 
     Raises:
-        CheckpointError: the file is damaged, or is of another architecture.
+        DamagedStateError: the file is damaged.
+        CheckpointError: it is of another architecture.
     """
-    state = new_state(preset, device)
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"state: {path} cannot be read ({error})") from None
-    saved: dict[str, Any] = json.loads(header["preset"])
-    if saved["unet"] != json.loads(json.dumps(preset.unet.to_json())):
+        saved: dict[str, Any] = json.loads(header["preset"])
+        architecture, step, examples = saved["unet"], int(header["step"]), int(header["examples"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise DamagedStateError(f"state: {path} cannot be read ({error!r})") from None
+    if "sha256" in header and header["sha256"] != _digest(tensors):  # states of before it was written have none
+        raise DamagedStateError(f"state: {path} is altered")
+    if architecture != json.loads(json.dumps(preset.unet.to_json())):
         raise CheckpointError(f"state: {path} was trained with another architecture than preset {preset.name!r}")
-    state.unet.load_state_dict(_part(tensors, "weights/"), strict=True)
-    state.average = _part(tensors, "average/")
+    state = new_state(preset, device)
+    weights, average = _part(tensors, "weights/"), _part(tensors, "average/")
+    if not set(weights) == set(average) == set(state.average):
+        raise DamagedStateError(f"state: {path} lacks weights or their average")
+    state.unet.load_state_dict(weights, strict=True)
+    for name, tensor in average.items():
+        state.average[name].copy_(tensor)
     for name, parameter in state.unet.named_parameters():
         kinds = {
             k.split("/")[1]: t for k, t in tensors.items() if k.startswith("optimizer/") and k.split("/", 2)[2] == name
         }
         if kinds:
-            # Adam keeps its step count on the host.
-            state.optimizer.state[parameter] = {k: t.cpu() if k == "step" else t for k, t in kinds.items()}
-    state.step, state.examples = int(header["step"]), int(header["examples"])
+            # Adam keeps its step count on the host. Its fused step walks memory in the parameter's own order
+            # (channels last), so the moments must lie in memory as the parameter does.
+            state.optimizer.state[parameter] = {
+                k: t if k == "step" else torch.empty_like(parameter, requires_grad=False).copy_(t)
+                for k, t in kinds.items()
+            }
+    state.step, state.examples = step, examples
     return state
 
 
@@ -114,6 +134,14 @@ def begin_from_weights(state: RunState, published: StageWeights) -> None:
     state.step, state.examples = int(published.trained["step"]), int(published.trained["examples"])
 
 
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -124,6 +152,7 @@ def resume(folder: Path, preset: Preset, device: torch.device) -> tuple[RunState
     for path in sorted(folder.glob("state-*.safetensors"), reverse=True):
         try:
             return load_state(path, preset, device), skipped
-        except CheckpointError as error:
+        except DamagedStateError as error:
+            path.rename(path.with_suffix(".damaged"))  # out of the way of the states that are saved from now on
             skipped.append(str(error))
     return new_state(preset, device), skipped

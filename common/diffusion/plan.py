@@ -10,7 +10,7 @@ import numpy as np
 from common.diffusion.guidance import Guidance, coefficients
 from common.diffusion.randomness import MAX_SEED, generator, normal
 from common.diffusion.sampler import SAMPLERS, Sampler, StepTable, make_table
-from common.diffusion.schedule import ScheduleKind, log_snr
+from common.diffusion.schedule import SCHEDULES, ScheduleKind, log_snr
 from common.diffusion.threshold import THRESHOLDINGS, Thresholding
 
 MAX_STEPS = 1000
@@ -43,6 +43,15 @@ class Plan:
     augmentation: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("stage", "steps", "seed", "sample"):
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is no whole number")
+        if self.stage < 1:
+            raise ValueError(f"stage: {self.stage} is not positive")
+        if self.sample < 0:
+            raise ValueError(f"sample: {self.sample} is negative")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule: {self.schedule!r} is not one of {SCHEDULES}")
         if not 1 <= self.steps <= MAX_STEPS:
             raise ValueError(f"steps: {self.steps} is not in [1, {MAX_STEPS}]")
         if self.sampler not in SAMPLERS:
@@ -87,5 +96,7 @@ class Plan:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Plan:
         """Inverse of `to_json`; unknown or missing names are a TypeError, values out of range a ValueError."""
-        given: dict[str, Any] = document | {"guidance": Guidance(**document["guidance"])}
+        given: dict[str, Any] = dict(document)
+        if "guidance" in given:
+            given["guidance"] = Guidance(**given["guidance"])
         return cls(**given)

@@ -52,7 +52,9 @@ def concatenate(conditions: Sequence[Condition]) -> Condition:
     """Stack conditions along the batch; texts and neighbor sets of different lengths are padded with masked tokens."""
     length = max(c.text_mask.shape[1] for c in conditions)
     count = max(c.neighbor_mask.shape[1] for c in conditions)
-    padded = [_pad(c, length, count) for c in conditions]
+    holder = next((c for c in conditions if c.neighbor_mask.shape[1] == count), conditions[0])
+    sizes = [key.shape[2] // max(count, 1) for key, _ in holder.neighbors]  # tokens of one neighbor, by layer
+    padded = [_pad(c, length, count, sizes) for c in conditions]
     first = padded[0]
 
     def stack(name: str) -> Tensor:
@@ -76,18 +78,15 @@ def concatenate(conditions: Sequence[Condition]) -> Condition:
     )
 
 
-def _pad(condition: Condition, length: int, count: int) -> Condition:
+def _pad(condition: Condition, length: int, count: int, sizes: Sequence[int]) -> Condition:
     missing_text = length - condition.text_mask.shape[1]
     missing_neighbors = count - condition.neighbor_mask.shape[1]
     if not missing_text and not missing_neighbors:
         return condition
-    neighbors = condition.neighbors
-    if missing_neighbors:
-        held = condition.neighbor_mask.shape[1]
-        assert held or not neighbors, "a condition without neighbor slots cannot say how long a neighbor is"
-        neighbors = tuple(
-            tuple(F.pad(t, (0, 0, 0, missing_neighbors * (t.shape[2] // held))) for t in pair) for pair in neighbors
-        )
+    neighbors = tuple(
+        tuple(F.pad(t, (0, 0, 0, missing_neighbors * size)) for t in pair)
+        for pair, size in zip(condition.neighbors, sizes, strict=True)
+    )
     return replace(
         condition,
         text=tuple(tuple(F.pad(t, (0, 0, 0, missing_text)) for t in pair) for pair in condition.text),
