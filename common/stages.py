@@ -74,7 +74,7 @@ STAGES: tuple[StageSpec, ...] = (
         schedule="cosine",
         prediction="x0",
         neighbors=True,
-        steps=50,
+        steps=30,
         sampler="ddim",
         guidance=Guidance(strategy="interleaved", text_weight=2.0, neighbor_weight=2.0, eta=0.5),
         thresholding="dynamic",

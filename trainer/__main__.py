@@ -31,6 +31,7 @@ from trainer.presets import PRESETS, Preset, preset
 from trainer.publish import publish
 from trainer.sources import CropSource, NeighborSource, Source
 
+DATA = Path("runs/prepared")
 EXPECTED = (CorpusError, CheckpointError, ValueError, FileNotFoundError, grpc.RpcError)
 
 
@@ -41,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command(name: str, text: str, body: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
-        made.add_argument("--data", type=Path, required=True, help="folder of the prepared arrays")
+        made.add_argument(
+            "--data", type=Path, default=DATA, help="folder of the prepared arrays (default: %(default)s)"
+        )
         made.set_defaults(body=body)
         return made
 
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     publishing = command("publish", "write a run's averaged weights for serving", _publish)
     for made in (fitting, publishing):
         made.add_argument("--preset", choices=sorted(PRESETS), required=True)
-        made.add_argument("--run", type=Path, required=True, help="folder of the run")
+        made.add_argument("--run", type=Path, help="folder of the run (default: runs/<preset>)")
         made.add_argument("--weights", type=Path, help="weights folder; fit publishes there at its end if given")
     fitting.add_argument("--seconds", type=float, help="stop after so long; the run can be resumed")
     fitting.add_argument("--examples", type=int, help="stop after so many examples in all")
@@ -65,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fitting.add_argument("--start-from", type=Path, help="weights folder that a new run starts from")
     fitting.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     flags = parser.parse_args(arguments)
+    if "run" in flags and flags.run is None:
+        flags.run = Path("runs") / flags.preset
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     return run_command("trainer", lambda: flags.body(flags), expected=EXPECTED)
 

@@ -71,6 +71,8 @@ def paired_losses(unet: UNet, spec: StageSpec, batches: list[Batch]) -> dict[str
             "none": keep(condition, no, no),
             "wrong_neighbors": _with_neighbors(condition, rolled),
         }
+        if not unet.config.uses_neighbors:
+            variants = {"full": condition}  # super-resolution without a condition to drop
         for name, variant in variants.items():
             sums.setdefault(name, []).append(float(example_losses(unet, spec, batch, variant).mean()))
     return {name: float(np.mean(values)) for name, values in sums.items()}

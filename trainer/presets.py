@@ -71,7 +71,7 @@ _DEMO_64 = Preset(
         embedding_width=256,
         scale=1,
     ),
-    curriculum=((120_000, 32), (2**62, 64)),
+    curriculum=((400_000, 32), (2**62, 64)),
     groups=6,
     draws=4,
     neighbors=2,
