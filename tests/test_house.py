@@ -300,10 +300,7 @@ def test_configuration_is_frozen_and_by_keyword() -> None:
 
 
 def readme() -> str:
-    path = ROOT / "README.md"
-    if not path.is_file():
-        pytest.skip("there is no README.md yet")
-    return path.read_text(encoding="utf-8")
+    return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readmes_make_targets_exist() -> None:
