@@ -13,14 +13,14 @@ PROMPT ?= a guide dog, noto style, on a blue background
 SEED ?= 7
 OUT ?= out
 CORPUS := build/demo/corpus
-INDEX := build/demo/index
+LIBRARY := build/demo/knowledge-bases
 DATA := runs/prepared
 # How long each stage of `make train-demo` trains in one call; run it again to go on.
 SECONDS_64 ?= 3600
 SECONDS_256 ?= 1200
 SECONDS_1024 ?= 1200
 
-.PHONY: help env proto generate knowledge-base test lint train-demo train-data evaluate clean
+.PHONY: help env proto generate knowledge-base test lint train-demo train-data evaluate bench-retrieval clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -70,7 +70,10 @@ train-demo: train-data ## Train the three demonstration stages, resuming; publis
 	$(PY) -m trainer fit --preset demo-64 --data $(DATA) --run runs/demo-64 --weights weights --seconds $(SECONDS_64)
 
 evaluate: knowledge-base ## Measure the weights on held-out entities: evaluation/results/demo.json and a contact sheet
-	$(PY) -m evaluation demo --corpus $(CORPUS) --index $(INDEX) --weights weights --out evaluation/results
+	$(PY) -m evaluation demo --corpus $(CORPUS) --library $(LIBRARY) --weights weights --out evaluation/results
+
+bench-retrieval: proto ## Speed of retrieval at 10 K, 100 K and 1 M pairs, beside others: bench/results/retrieval.json
+	$(PY) -m bench.retrieval
 
 clean: ## Remove what was built (keeps the environment and the runs)
 	rm -rf build out

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -22,6 +23,38 @@ class Violation:
     description: str
 
 
+class ServiceFailed(Exception):
+    """A service refused a request or failed.
+
+    Attributes:
+        code: the gRPC status code's name, e.g. `INVALID_ARGUMENT`.
+        reason: what went wrong, for programs, e.g. `FIELD_INVALID`; empty where it is not said.
+        violations: the fields that an INVALID_ARGUMENT names.
+        retry_after_s: when the service asks to be tried again; None where it does not say.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, reason: str, violations: Sequence[Violation], retry_after_s: float | None
+    ) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.reason = reason
+        self.violations = tuple(violations)
+        self.retry_after_s = retry_after_s
+
+    @classmethod
+    def of(cls, error: grpc.RpcError) -> Self:
+        """What a failed call says."""
+        said: Any = error
+        return cls(
+            said.code().name,
+            said.details() or "",
+            reason=reason(error),
+            violations=violations(error),
+            retry_after_s=retry_after_s(error),
+        )
+
+
 def violations(error: grpc.RpcError) -> tuple[Violation, ...]:
     """The fields that an INVALID_ARGUMENT error names (google.rpc.BadRequest); empty where it names none."""
     return tuple(
@@ -29,6 +62,11 @@ def violations(error: grpc.RpcError) -> tuple[Violation, ...]:
         for bad_request in _details(error, error_details_pb2.BadRequest)
         for violation in bad_request.field_violations
     )
+
+
+def reason(error: grpc.RpcError) -> str:
+    """What went wrong, for programs (google.rpc.ErrorInfo.reason, UPPER_SNAKE); empty where it is not said."""
+    return next((info.reason for info in _details(error, error_details_pb2.ErrorInfo)), "")
 
 
 def retry_after_s(error: grpc.RpcError) -> float | None:

@@ -18,5 +18,6 @@ def keep(condition: Condition, text: Tensor, neighbors: Tensor) -> Condition:
         condition,
         text_mask=condition.text_mask & text[:, None],
         text_embedding=condition.text_embedding * text[:, None].to(condition.text_embedding.dtype),
+        placement=condition.placement * text[:, None].to(condition.placement.dtype),
         neighbor_mask=condition.neighbor_mask & neighbors[:, None],
     )

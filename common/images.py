@@ -7,19 +7,16 @@ only then averaging pixels (shrinking) is right.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import resvg_py
 from PIL import Image, ImageDraw, PngImagePlugin
 
-# resvg would read files of this machine into the picture: a reference must be a data address or a name within the
-# file, written plainly, and entities (which could hide one) are not taken at all.
-_OUTSIDE = re.compile(
-    r"<!ENTITY|<(?:\w+:)?(?:image|feImage)\b[^>]*?\bhref\s*=\s*[\"'](?!\s*(?:data:|#))", re.IGNORECASE
-)
+from common.svg import check_svg
+
 _RASTERS = ("PNG", "JPEG", "WEBP")
+_PROBE_SIZE = 4  # pixels: what an SVG cannot be drawn for does not depend on it
 MAX_PIXELS = 64_000_000  # a larger source picture is refused before it is decoded (decompression bombs)
 
 
@@ -44,14 +41,27 @@ def rasterize(image: bytes, image_format: str, size: int) -> np.ndarray:
     return _premultiply(_render_svg(image, size) if image_format == "svg" else _fit_raster(image, size))
 
 
+def probe_svg(image: bytes) -> None:
+    """See that an SVG can be drawn, at the least cost.
+
+    Raises:
+        ImageError: it cannot.
+    """
+    _draw_svg(image, _PROBE_SIZE)
+
+
 def _render_svg(image: bytes, size: int) -> np.ndarray:
+    return _centre(Image.open(io.BytesIO(_draw_svg(image, size))).convert("RGBA"), size)
+
+
+def _draw_svg(image: bytes, size: int) -> bytes:
+    """The drawing as a PNG."""
     try:
-        text = image.decode("utf-8")
-        if _OUTSIDE.search(text):
-            raise ImageError("image: an SVG that refers to what is outside of it")
+        text = image.decode("utf-8-sig")
+        for raster in check_svg(text):
+            _read_raster(raster)
         # Both sides: the drawing is fitted into them, so that a sliver costs no more than its square.
-        png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, height=size, skip_system_fonts=True))
-        return _centre(Image.open(io.BytesIO(png)).convert("RGBA"), size)
+        return bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, height=size, skip_system_fonts=True))
     except (ValueError, OSError) as error:
         raise (
             error if isinstance(error, ImageError) else ImageError(f"image: not an SVG that can be drawn ({error})")

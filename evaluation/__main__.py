@@ -1,11 +1,12 @@
-"""`python -m evaluation demo`: measure weights on the demonstration suite."""
+"""`python -m evaluation demo | clip`: measure weights on held-out entities of the demonstration corpus."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -14,11 +15,15 @@ from tqdm import tqdm
 from common.checkpoint import CheckpointError
 from common.corpus import CorpusError
 from common.service.command import run_command
+from common.service.errors import ServiceError
+from deploy.local.knowledge_base import NAME
+from deploy.local.working_copy import working_copy
 from evaluation.cascade import Cascade
+from evaluation.clip_recall import evaluate_clip, write_clip_results
 from evaluation.demo import Size, evaluate_demo, write_results
 from evaluation.suite import demo_suite
-from retrieval_svc.index_folder import IndexFolderError
-from retrieval_svc.knowledge_base import KnowledgeBase
+from retrieval_svc.clip import ClipEmbedder, packaged_clip
+from retrieval_svc.library import Library
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,13 +31,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="entity faithfulness, backgrounds, enlargement, color drift")
-    for name in ("corpus", "index", "weights", "out"):
+    for name in ("corpus", "library", "weights", "out"):
         demo.add_argument(f"--{name}", type=Path, required=True)
+    demo.add_argument("--knowledge-base", default=NAME, help="default: %(default)s")
     demo.add_argument("--prompts", type=int, default=Size.prompts, help="default: %(default)s")
     demo.add_argument("--threads", type=int, default=torch.get_num_threads())
+    demo.set_defaults(body=_demo)
+    clip = commands.add_parser("clip", help="recall of a dual encoder: texts and pictures find each other")
+    for name in ("corpus", "out"):
+        clip.add_argument(f"--{name}", type=Path, required=True)
+    clip.add_argument("--model", default=packaged_clip(), help="folder or hub name; default: the packaged one")
+    clip.add_argument("--threads", type=int, default=torch.get_num_threads())
+    clip.set_defaults(body=_clip)
     flags = parser.parse_args(arguments)
     return run_command(
-        "evaluation", lambda: _demo(flags), expected=(CheckpointError, CorpusError, IndexFolderError, ValueError)
+        "evaluation", lambda: flags.body(flags), expected=(CheckpointError, CorpusError, ServiceError, ValueError)
     )
 
 
@@ -40,19 +53,30 @@ def _demo(flags: argparse.Namespace) -> None:
     torch.set_num_threads(flags.threads)
     cascade = Cascade.load(flags.weights)
     suite = demo_suite(flags.corpus, flags.prompts)
+    with working_copy(flags.library) as copy, closing(Library.open(copy)) as library:
+        knowledge_base = library.get(flags.knowledge_base)
+        figures, sheet = evaluate_demo(suite, knowledge_base, cascade, Size(prompts=flags.prompts), _progress())
+    write_results(flags.out, figures, sheet)
+    print(json.dumps(figures, indent=2))
+
+
+def _clip(flags: argparse.Namespace) -> None:
+    torch.set_num_threads(flags.threads)
+    figures, sheet = evaluate_clip(ClipEmbedder(flags.model, device="auto"), flags.corpus, _progress())
+    write_clip_results(flags.out, figures, sheet)
+    print(json.dumps(figures, indent=2))
+
+
+def _progress() -> Callable[[str, int, int], None]:
     bars: dict[str, tqdm] = {}
 
-    def progress(task: str, done: int, total: int) -> None:
+    def report(task: str, done: int, total: int) -> None:
         bar = bars.setdefault(task, tqdm(desc=task, total=total))
         bar.update(done - bar.n)
         if done == total:
             bar.close()
 
-    figures, sheet = evaluate_demo(
-        suite, KnowledgeBase.open(flags.index), cascade, Size(prompts=flags.prompts), progress
-    )
-    write_results(flags.out, figures, sheet)
-    print(json.dumps(figures, indent=2))
+    return report
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from common.stages import STAGES, StageSpec, stage
 from common.text import TextEncoder, packaged_encoder
 from common.trajectories import noised_low_res, run_together
 from common.unet.condition import Condition
-from retrieval_svc.knowledge_base import Neighbor
+from retrieval_svc.retrieval import Neighbor
 
 BATCH = 8
 
@@ -90,7 +90,7 @@ class Cascade:
         for row, found in enumerate(neighbors):
             for column, neighbor in enumerate(found):
                 pictures[row, column] = _image(neighbor_picture(neighbor, 64))
-                captions[row * count + column] = neighbor.caption
+                captions[row * count + column] = neighbor.pair.caption
                 present[row, column] = True
         if count:
             flat_text, flat_mask = self.encoder.encode(captions)
@@ -110,7 +110,7 @@ class Cascade:
 
 def neighbor_picture(neighbor: Neighbor, size: int) -> np.ndarray:
     """uint8 [size, size, 3] of a neighbor over white."""
-    return over_color(rasterize(neighbor.image, neighbor.image_format, size), (255, 255, 255))
+    return over_color(rasterize(neighbor.image, neighbor.pair.image_format, size), (255, 255, 255))
 
 
 def guided_by_text(spec: StageSpec) -> StageSpec:

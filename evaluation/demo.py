@@ -17,7 +17,8 @@ from common.stages import stage
 from evaluation.cascade import Cascade, guided_by_text, neighbor_picture
 from evaluation.features import background_color, entity_features, psnr, rank_of
 from evaluation.suite import Prompt, Suite
-from retrieval_svc.knowledge_base import KnowledgeBase, Neighbor
+from retrieval_svc.knowledge_base import KnowledgeBase
+from retrieval_svc.retrieval import Neighbor, Query
 
 SEED = 7
 K = 2
@@ -46,9 +47,7 @@ def evaluate_demo(
     """
     started = time.monotonic()
     prompts = suite.prompts
-    neighbors = [
-        knowledge_base.retrieve(p.text, k=K, excluded_pair_ids=frozenset({p.target.key})).neighbors for p in prompts
-    ]
+    neighbors = [knowledge_base.retrieve(Query(prompt=p.text, k=K, exclude_exact=True)).neighbors for p in prompts]
     texts, total = [p.text for p in prompts], len(prompts)
     drawn = cascade.draw_64(texts, neighbors, seed=SEED, progress=lambda n: progress("with neighbors", n, total))
     plain = cascade.draw_64(
@@ -63,7 +62,7 @@ def evaluate_demo(
         for p, found in zip(prompts, neighbors, strict=True)
     ]
     recall = np.mean(
-        [sum(n.entity == p.target.entity for n in f) == K for p, f in zip(prompts, neighbors, strict=True)]
+        [sum(n.pair.entity == p.target.entity for n in f) == K for p, f in zip(prompts, neighbors, strict=True)]
     )
     figures: dict[str, Any] = {
         "prompts": total,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import grpc
 import grpc.aio
 import torch
 from prometheus_client import CollectorRegistry
@@ -45,6 +46,18 @@ class GeneratorSettings(ServerSettings):
     weights: Path = setting(help="folder of the stages' weights, with their manifest.json")  # noqa: RUF009 (a field)
     retrieval_address: str = setting(help="address of the retrieval service: unix:/path or host:port")
     retrieval_timeout_s: float = setting(default=10.0, help="seconds that retrieval gets to answer")
+    retrieval_api_key_file: Path | None = setting(  # noqa: RUF009 (a field, as are the next)
+        default=None, help="file with the API key that is shown to the retrieval service; empty: none is"
+    )
+    retrieval_ca_file: Path | None = setting(  # noqa: RUF009
+        default=None, help="PEM certificates of the authority that retrieval's certificate is of; empty: no TLS"
+    )
+    retrieval_certificate_file: Path | None = setting(  # noqa: RUF009
+        default=None, help="PEM certificate chain that is shown to the retrieval service (mTLS)"
+    )
+    retrieval_key_file: Path | None = setting(  # noqa: RUF009
+        default=None, help="PEM private key of that certificate"
+    )
     text_encoder: str | None = setting(
         default=None,
         help="folder or name of the text encoder that the weights read; empty: the packaged one",
@@ -109,7 +122,7 @@ async def opened(
             stack.callback(stages[spec.size].runtime.close)
         encoder = await asyncio.to_thread(_load_encoder, settings)
         _check_widths(settings, stages, encoder)
-        retriever = RetrievalClient(settings.retrieval_address)
+        retriever = _connect(settings)
         stack.push_async_callback(retriever.close)
         pipeline = Pipeline(
             retriever=retriever,
@@ -121,6 +134,23 @@ async def opened(
         )
         generator_pb2_grpc.add_GeneratorServiceServicer_to_server(GeneratorServicer(pipeline), server)
         yield (SERVICE_NAME,)
+
+
+def _connect(settings: GeneratorSettings) -> RetrievalClient:
+    key = _read(settings.retrieval_api_key_file)
+    credentials = None
+    if settings.retrieval_ca_file:
+        credentials = grpc.ssl_channel_credentials(
+            _read(settings.retrieval_ca_file),
+            _read(settings.retrieval_key_file),
+            _read(settings.retrieval_certificate_file),
+        )
+    api_key = key.decode("ascii", "replace").strip() if key else ""
+    return RetrievalClient(settings.retrieval_address, api_key=api_key, credentials=credentials)
+
+
+def _read(path: Path | None) -> bytes | None:
+    return path.read_bytes() if path else None
 
 
 def _load_stage(settings: GeneratorSettings, spec: StageSpec, metrics: GeneratorMetrics) -> Stage:

@@ -9,7 +9,7 @@ import grpc.aio
 from reimagen.retrieval.v1 import retrieval_pb2 as pb
 from reimagen.retrieval.v1 import retrieval_pb2_grpc as pb_grpc
 
-from client.errors import violations
+from client.errors import retry_after_s, violations
 from common.service.errors import (
     DataLoss,
     DeadlineExceeded,
@@ -43,7 +43,6 @@ _RETRIES = {
 _ALIKE: dict[grpc.StatusCode, type[ServiceError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.DATA_LOSS: DataLoss,
 }
 
@@ -51,17 +50,25 @@ _ALIKE: dict[grpc.StatusCode, type[ServiceError]] = {
 class RetrievalClient:
     """One channel to one retrieval service."""
 
-    def __init__(self, address: str) -> None:
-        """Made in the event loop that uses it; connects at the first call."""
+    def __init__(self, address: str, *, api_key: str = "", credentials: grpc.ChannelCredentials | None = None) -> None:
+        """Made in the event loop that uses it; connects at the first call.
+
+        Args:
+            address: unix:/path or host:port.
+            api_key: shown at every call; empty: none is.
+            credentials: of TLS; None: the connection is in the clear.
+        """
         self.address = address
-        self._channel = grpc.aio.insecure_channel(
-            address,
-            options=(
-                ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
-                ("grpc.service_config", json.dumps(_RETRIES)),
-            ),
+        options = (
+            ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
+            ("grpc.service_config", json.dumps(_RETRIES)),
         )
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options=options)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
         self._stub = pb_grpc.RetrievalServiceStub(self._channel)
+        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
     async def retrieve(self, order: Order, k: int, *, timeout_s: float) -> Retrieved:
         """The k best pairs for the order's prompt.
@@ -80,14 +87,16 @@ class RetrievalClient:
             exclude_exact=order.exclude_exact,
         )
         try:
-            response = await self._stub.Retrieve(request, timeout=timeout_s)
+            response = await self._stub.Retrieve(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise self._explain(error, timeout_s) from error
+        # A pair may be stored by its address alone, which is nothing that a network can look at.
+        with_image = [neighbor for neighbor in response.neighbors if neighbor.image]
         return Retrieved(
-            neighbors=tuple(_neighbor(neighbor) for neighbor in response.neighbors),
+            neighbors=tuple(_neighbor(neighbor) for neighbor in with_image),
             knowledge_base=response.knowledge_base,
             index_fingerprint=response.index_fingerprint,
-            shortfall_reason=response.shortfall_reason,
+            shortfall_reason=_shortfall(response, len(response.neighbors) - len(with_image)),
             method=pb.Method.Name(response.method),
         )
 
@@ -102,12 +111,24 @@ class RetrievalClient:
             return (
                 InvalidArgument(named[0].field, named[0].description) if named else InvalidArgument("prompt", details)
             )
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return ResourceExhausted(details, retry_after_s=retry_after_s(error))
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return FailedPrecondition(f"retrieval at {self.address} refuses this service's API key: {details}")
         if code in _ALIKE:
             return _ALIKE[code](details)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             reason = f"did not answer within {timeout_s:.3g} s"
             return DeadlineExceeded(f"retrieval at {self.address} {reason}")
-        return Unavailable(f"retrieval at {self.address}: {code.name}: {details}", retry_after_s=RETRY_AFTER_S)
+        later_s = retry_after_s(error) or RETRY_AFTER_S
+        return Unavailable(f"retrieval at {self.address}: {code.name}: {details}", retry_after_s=later_s)
+
+
+def _shortfall(response: pb.RetrieveResponse, num_without_image: int) -> str:
+    if not num_without_image:
+        return response.shortfall_reason
+    without = f"{num_without_image} of the pairs found are stored without a picture"
+    return "; ".join(filter(None, (response.shortfall_reason, without)))
 
 
 def _neighbor(neighbor: pb.Neighbor) -> Neighbor:

@@ -24,7 +24,7 @@ from common.service.errors import ResourceExhausted, Unavailable
 from common.stages import StageSpec
 from common.trajectories import Trajectory, begin, noised_low_res, step_together
 from common.unet.condition import Condition
-from common.unet.config import UNetConfig
+from common.unet.config import PLACEMENT_SIZE, UNetConfig
 from common.unet.unet import UNet
 from generator_svc.stage_inputs import StageInputs
 
@@ -304,4 +304,6 @@ def live_bytes(
             keys_values += 2 * num_neighbors * grid * width
     low_res = 3 * (size // unet.scale) ** 2 if unet.scale > 1 else 0
     states = 2 * 3 * size**2 * torch.float32.itemsize
-    return (keys_values + unet.embedding_width) * element_bytes + num_pictures * (states + low_res * element_bytes)
+    pictures = 3 * size**2 * num_neighbors if unet.placement else 0
+    shared = (keys_values + unet.embedding_width + PLACEMENT_SIZE + pictures) * element_bytes
+    return shared + num_pictures * (states + low_res * element_bytes)

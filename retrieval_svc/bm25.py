@@ -4,342 +4,395 @@ A document is one pair. Words count in full where they are spelled as asked and 
 agrees, so that stemming finds "guide dogs" without mistaking "universal" for "university". A pair whose whole
 name is asked for stands before those that merely contain it. Equal scores are ordered by how many of the
 asked facets a pair has, then by a hash of its id: deterministic, and kind to no style.
+
+The index is a projection of a pair store: `apply` writes the store's changes into it and keeps, beside it, the
+version of the last one. What is lost between the two is written again, which changes nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import tempfile
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import tantivy
 
-from retrieval_svc.query import without_article
-
-STEM_WEIGHT = 0.7  # of a word that agrees in its stem only
-DETAIL_WEIGHT = 0.3  # of a word that stands beside the entity ("wearing a hat")
+from retrieval_svc.bm25_files import Cursor, check_files, move_aside, read_cursor, write_cursor
+from retrieval_svc.pairs import Change, Lookup, PairFilter, Scored, StoredPair, point_of
+from retrieval_svc.words import (
+    STEM_WEIGHT,
+    STEMS,
+    WORD_WEIGHT,
+    WORDS,
+    name_key,
+    plain,
+    tie_of,
+    weighted_words,
+)
 
 _WRITER_BYTES = 64 << 20
-_LOCK_SUFFIX = ".lock"
-_FIRST_PAGE = 64
-_PAGE_GROWTH = 4
+_TIE_BITS = 64
 _SCORE_DECIMALS = 4
-_NO_VALUE = 0  # the code of a facet that a pair, or a prompt, does not name
-_U64_BYTES = 8
+_SAME_SCORE = 5e-5  # Tantivy adds up the words of a document in no fixed order: equal scores differ in their last bits
+_TIE_WINDOW = 8  # a tie is read whole up to so many times the limit; a longer one is thinned out by its hash
+_THINNING = 2  # bits of the hash: each level of thinning keeps a quarter
+_NUM_LEVELS = 12
+_NOTHING = {"caption": "", "entity": ""}  # fields without a default; empty ones are not stored
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-_WITHOUT_APOSTROPHES = str.maketrans("", "", "'`\u00b4\u2018\u2019\u02bc")
+
+_RAW_FIELDS = ("point", "name", "facet", "license", "source", "safe", "content", "epoch", "level")
+
+_Clauses = list[tuple[tantivy.Occur, tantivy.Query]]
+_Hit = tuple[float, tantivy.DocAddress]
+_Place = tuple[int, int]  # of a document: what an address does not do, compare
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One pair: `text` is what BM25 sees, `content` the picture's sha256, `payload` what a hit gives back."""
+class _View:
+    """What searches see: one commit."""
 
-    pair_id: str
-    text: str
-    facets: Mapping[str, str]
-    content: bytes
-    payload: Mapping[str, Any]
+    searcher: tantivy.Searcher
+    generation: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lookup:
-    """What to search for. `exclude_exact` leaves out pairs of this very entity with exactly these facets."""
+class TantivyIndex:
+    """A `LexicalIndex` on disk. Any number of threads search while one applies changes."""
 
-    entity: str
-    details: tuple[str, ...]
-    facets: Mapping[str, str]
-    k: int
-    excluded_pair_ids: frozenset[str]
-    exclude_exact: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """A pair found: what was stored with it, and its BM25 score."""
-
-    payload: Mapping[str, Any]
-    score: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hits:
-    """At most k hits, best first; how many candidates before the last were left out, and why."""
-
-    hits: tuple[Hit, ...]
-    num_excluded: int
-    num_duplicates: int
-
-
-class FacetCodes:
-    """Numbers for facet values, from the closed vocabulary; one column of the index for each facet."""
-
-    def __init__(self, values: Mapping[str, Sequence[str]]) -> None:
-        self.columns = {name: f"facet_{position}" for position, name in enumerate(values)}
-        self._codes = {name: {value: i + 1 for i, value in enumerate(known)} for name, known in values.items()}
-
-    def encode(self, facets: Mapping[str, str]) -> dict[str, int]:
-        """Column to code. Raises KeyError with (name, value) for a value outside the vocabulary."""
-        encoded = dict.fromkeys(self.columns.values(), _NO_VALUE)
-        for name, value in facets.items():
-            if name not in self._codes or value not in self._codes[name]:
-                raise KeyError((name, value))
-            encoded[self.columns[name]] = self._codes[name][value]
-        return encoded
-
-
-class Bm25Writer:
-    """Writes an index into an empty folder; it is complete when the `with` block has ended well.
-
-    A full disk is an OSError, in `add` or at the end of the block.
-    """
-
-    def __init__(self, folder: Path, codes: FacetCodes) -> None:
+    def __init__(self, folder: Path, index: tantivy.Index, cursor: Cursor) -> None:
+        """See `open`."""
         self._folder = folder
-        self._codes = codes
-        self._index = _with_tokenizers(tantivy.Index(_schema(codes), path=str(folder)))
-        # One thread: the index is small, and the machine has other things to do.
-        self._writer = self._index.writer(heap_size=_WRITER_BYTES, num_threads=1)
+        self._index = index
+        self._epoch = cursor.epoch
+        self._writing = threading.Lock()
+        self._writer: tantivy.IndexWriter | None = None
+        self._view = _View(searcher=index.searcher(), generation=cursor.generation)
 
-    def __enter__(self) -> Bm25Writer:
-        return self
-
-    def add(self, entry: Entry) -> None:
-        """Add one pair. Raises KeyError with (name, value) for a facet value outside the vocabulary."""
-        document = tantivy.Document()
-        document.add_text("pair_id", entry.pair_id)
-        document.add_text("name", name_key(entry.text))
-        for field in ("words", "stems"):
-            document.add_text(field, _plain(entry.text))
-        # `Document(tie=7)` would make a signed integer, and that kills the writer.
-        document.add_unsigned("tie", _u64(hashlib.sha256(entry.pair_id.encode()).digest()))
-        document.add_unsigned("content", _u64(entry.content))
-        for column, code in self._codes.encode(entry.facets).items():
-            document.add_unsigned(column, code)
-        document.add_bytes("payload", json.dumps(dict(entry.payload), ensure_ascii=False).encode())
-        try:
-            self._writer.add_document(document)
-        except ValueError:
-            self._commit()  # a writer that was killed by a full disk tells so only here
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._commit()
-        finally:
-            # Tantivy's threads must have ended before the folder is taken away or given to others.
-            with suppress(ValueError):
-                self._writer.wait_merging_threads()
-        if kind is not None:
-            return
-        for path in self._folder.iterdir():
-            if path.name.endswith(_LOCK_SUFFIX):
-                path.unlink()
-            else:
-                path.chmod(0o644)  # Tantivy makes its metadata private, but whoever serves may be another user
-
-    def _commit(self) -> None:
-        try:
-            self._writer.commit()
-        except ValueError as error:
-            # Tantivy reports a failed write as a ValueError that holds the number of the system's error.
-            number = _OS_ERROR.search(str(error))
-            if number:
-                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-            raise
-
-
-class Bm25Index:
-    """An index on disk, opened for searching; safe to use from several threads."""
-
-    def __init__(self, folder: Path, codes: FacetCodes) -> None:
-        """Open the index in `folder` (memory-mapped: milliseconds, whatever its size).
+    @classmethod
+    def open(cls, folder: Path) -> TantivyIndex:
+        """Open the index in `folder`, or begin an empty one there; a damaged one is moved to `folder`.damaged.
 
         Raises:
-            OSError, ValueError: there is no index, or it is damaged.
+            OSError: the folder cannot be written.
         """
-        self._codes = codes
-        # To open, Tantivy writes a lock file beside the index (quickwit-oss/tantivy issue 557), which a
-        # read-only volume refuses: it opens links instead, and needs them no longer once every file is
-        # mapped.
-        with tempfile.TemporaryDirectory(prefix="reimagen-bm25-", ignore_cleanup_errors=True) as links:
-            for path in folder.iterdir():
-                Path(links, path.name).symlink_to(path.resolve())
-            index = _with_tokenizers(tantivy.Index.open(links))
-            index.config_reader(reload_policy="manual")  # an index is replaced as a whole, never written in place
-            self._schema = index.schema
-            self._searcher = index.searcher()
+        try:
+            opened = cls(folder, _open(folder), read_cursor(folder))
+        except (ValueError, OSError, KeyError, TypeError):
+            if folder.exists():
+                move_aside(folder)
+            opened = cls(folder, _open(folder), Cursor())
+        if opened.generation == 0 and opened.num_pairs:
+            opened.rebuild(())  # killed before the first cursor was written: what is there may be out of date
+        return opened
 
     @property
     def num_pairs(self) -> int:
-        """How many pairs are indexed."""
-        return self._searcher.num_docs
+        """How many pairs it sees."""
+        return self._view.searcher.num_docs
 
-    def search(self, lookup: Lookup) -> Hits:
-        """The best pairs for `lookup`: no two with one picture, none excluded; fewer than k at the end."""
-        scoring = self._scoring(lookup)
-        if scoring is None:
-            return Hits(hits=(), num_excluded=0, num_duplicates=0)
-        keys = list(dict.fromkeys((name_key(" ".join((lookup.entity, *lookup.details))), name_key(lookup.entity))))
-        wanted = self._codes.encode(lookup.facets)
-        excluded = self._excluded_content(lookup, keys, wanted)
-        hits: list[Hit] = []
-        seen: set[int] = set()
-        num_excluded = num_duplicates = 0
-        for score, address, content in self._ranked(scoring, keys, wanted):
-            if content in excluded:
-                num_excluded += 1
-            elif content in seen:
-                num_duplicates += 1
-            else:
-                seen.add(content)
-                (stored,) = self._searcher.doc(address)["payload"]
-                hits.append(Hit(payload=json.loads(bytes(stored)), score=score))
-                if len(hits) == lookup.k:
-                    break
-        return Hits(hits=tuple(hits), num_excluded=num_excluded, num_duplicates=num_duplicates)
+    @property
+    def generation(self) -> int:
+        """Version of the newest change it sees."""
+        return self._view.generation
 
-    def _ranked(
-        self, scoring: tantivy.Query, keys: Sequence[str], wanted: Mapping[str, int]
-    ) -> Iterator[tuple[float, tantivy.DocAddress, int]]:
-        """Every match in order: the whole name, then the name without details, then the others."""
-        must, must_not = tantivy.Occur.Must, tantivy.Occur.MustNot
-        names = [self._term("name", key) for key in keys]
-        for position, name in enumerate(names):
-            tier = [(must, scoring), (must, tantivy.Query.const_score_query(name, 0.0))]
-            yield from self._pages([*tier, *((must_not, earlier) for earlier in names[:position])], wanted)
-        yield from self._pages([(must, scoring), *((must_not, name) for name in names)], wanted)
+    def search(self, lookup: Lookup) -> list[Scored]:
+        """At most `limit` pairs, best first: the whole name, then the name without details, then the others."""
+        with _panics_as_errors():
+            return _Search(self._view.searcher, self._index.schema, lookup).run()
 
-    def _pages(
-        self, clauses: Sequence[tuple[tantivy.Occur, tantivy.Query]], wanted: Mapping[str, int]
-    ) -> Iterator[tuple[float, tantivy.DocAddress, int]]:
-        """Matches by score, ties by facets and hash. A page grows until the tie at its end is whole."""
-        query = tantivy.Query.boolean_query(clauses)
-        limit, given = _FIRST_PAGE, 0
-        while True:
-            hits = self._searcher.search(query, limit, count=False).hits
-            # Tantivy adds up the words of a document in no fixed order: equal scores differ in their last
-            # bits.
-            found = [(round(score, _SCORE_DECIMALS), address) for score, address in hits]
-            is_last = len(found) < limit
-            whole = found if is_last else [hit for hit in found if hit[0] > found[-1][0]]
-            yield from self._in_order(whole[given:], wanted)
-            if is_last:
-                return
-            given, limit = len(whole), limit * _PAGE_GROWTH
+    def exact(self, entity: str, facets: Mapping[str, str]) -> list[StoredPair]:
+        """All pairs of this very entity (by `name_key`) that have all of these facets, by id."""
+        view, key = self._view, name_key(entity)
+        limit = view.searcher.doc_freq("name", key) if key else 0
+        if not limit:
+            return []
+        wanted = [_term(self._index.schema, "name", key)]
+        wanted += [_term(self._index.schema, "facet", _facet(*item)) for item in facets.items()]
+        query = tantivy.Query.boolean_query([(tantivy.Occur.Must, clause) for clause in wanted])
+        hits = view.searcher.search(query, limit, count=False).hits
+        return sorted((_load(view.searcher, address) for _, address in hits), key=lambda pair: pair.pair_id)
 
-    def _in_order(
-        self, found: Sequence[tuple[float, tantivy.DocAddress]], wanted: Mapping[str, int]
-    ) -> list[tuple[float, tantivy.DocAddress, int]]:
-        addresses = [address for _, address in found]
-        ties, contents = self._column("tie", addresses), self._column("content", addresses)
-        agreeing = [0] * len(found)
-        for column, code in wanted.items():
-            if code != _NO_VALUE:
-                agreeing = [n + (own == code) for n, own in zip(agreeing, self._column(column, addresses), strict=True)]
-        order = sorted(range(len(found)), key=lambda i: (-found[i][0], -agreeing[i], ties[i]))
-        return [(found[i][0], addresses[i], contents[i]) for i in order]
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Take the changes in, oldest first: one commit, seen by searches as a whole, durable on return.
 
-    def _excluded_content(self, lookup: Lookup, keys: Sequence[str], wanted: Mapping[str, int]) -> set[int]:
-        """Pictures that must not come back: excluding a pair excludes the same picture under another id."""
-        excluded: set[int] = set()
-        if lookup.excluded_pair_ids:
-            ids = tantivy.Query.term_set_query(self._schema, "pair_id", sorted(lookup.excluded_pair_ids))
-            excluded |= set(self._column("content", self._all(ids)))
-        if lookup.exclude_exact:
-            named = self._all(tantivy.Query.term_set_query(self._schema, "name", list(keys)))
-            is_exact = [True] * len(named)
-            for column, code in wanted.items():
-                is_exact = [e and own == code for e, own in zip(is_exact, self._column(column, named), strict=True)]
-            contents = self._column("content", named)
-            excluded |= {content for content, exact in zip(contents, is_exact, strict=True) if exact}
-        return excluded
+        Raises:
+            OSError: the disk is full or fails; nothing of it is seen then, and it can be tried again.
+        """
+        if not changes:
+            return
+        with self._writing, self._written() as writer:
+            self._add(writer, changes, self._epoch)
+            writer.commit()
+            self._show(max(self.generation, changes[-1].version))
 
-    def _all(self, query: tantivy.Query) -> list[tantivy.DocAddress]:
-        limit = _FIRST_PAGE
-        while len(found := self._searcher.search(query, limit, count=False).hits) == limit:
-            limit *= _PAGE_GROWTH
-        return [address for _, address in found]
+    def rebuild(self, batches: Iterable[Sequence[Change]]) -> None:
+        """Take in all that the store holds, from its beginning; afterwards nothing else is in the index.
 
-    def _column(self, name: str, addresses: list[tantivy.DocAddress]) -> list[int]:
-        values = self._searcher.fast_field_values(name, addresses)
-        return [int(value) if value is not None else _NO_VALUE for value in values]
+        Searches go on meanwhile, and find what they found before. Cut short, it leaves the old generation.
 
-    def _scoring(self, lookup: Lookup) -> tantivy.Query | None:
-        """The words of the prompt as plain terms, none of them query syntax; None: there are no words."""
-        weights: dict[tuple[str, str], float] = {}
-        for text in lookup.details:
-            weights |= dict.fromkeys(_spellings(text), DETAIL_WEIGHT)
-        weights |= dict.fromkeys(_spellings(lookup.entity), 1.0)
-        if not weights:
-            return None
-        return tantivy.Query.boolean_query(
-            [
-                (tantivy.Occur.Should, tantivy.Query.boost_query(self._spelled(word, stem), weight))
-                for (word, stem), weight in weights.items()
-            ]
-        )
+        Raises:
+            OSError: the disk is full or fails; to be begun again.
+        """
+        with self._writing, self._written() as writer:
+            epoch, last = time.time_ns(), 0
+            for changes in batches:
+                self._add(writer, changes, epoch)
+                writer.commit()
+                last = changes[-1].version if changes else last
+            everything, current = tantivy.Query.all_query(), _term(self._index.schema, "epoch", str(epoch))
+            old = [(tantivy.Occur.Must, everything), (tantivy.Occur.MustNot, current)]
+            writer.delete_documents_by_query(tantivy.Query.boolean_query(old))
+            writer.commit()
+            self._epoch = epoch
+            self._show(last)
 
-    def _spelled(self, word: str, stem: str) -> tantivy.Query:
-        by_stem = tantivy.Query.boost_query(self._term("stems", stem), STEM_WEIGHT)
-        return tantivy.Query.disjunction_max_query([self._term("words", word), by_stem])
+    def close(self) -> None:
+        """Let go of the files; waits for merges that are under way."""
+        with self._writing:
+            self._drop_writer()
 
-    def _term(self, field: str, text: str) -> tantivy.Query:
-        return tantivy.Query.term_query(self._schema, field, text, index_option=_INDEX_OPTION[field])
+    def _show(self, generation: int) -> None:
+        self._index.reload()
+        self._view = _View(searcher=self._index.searcher(), generation=generation)
+        write_cursor(self._folder, Cursor(generation=generation, epoch=self._epoch))
+
+    def _add(self, writer: tantivy.IndexWriter, changes: Sequence[Change], epoch: int) -> None:
+        newest = {change.point: change for change in changes}
+        for change in newest.values():
+            writer.delete_documents_by_term("point", change.point)
+            if change.pair is not None:
+                writer.add_document(_document(change.point, change.pair, epoch))
+
+    @contextmanager
+    def _written(self) -> Iterator[tantivy.IndexWriter]:
+        """The writer; after an error a new one is made, since Tantivy's may have been killed by it."""
+        if self._writer is None:
+            # One thread: commits are small, and the machine has searches to answer.
+            self._writer = self._index.writer(heap_size=_WRITER_BYTES, num_threads=1)
+        try:
+            with _panics_as_errors():
+                yield self._writer
+        except BaseException as error:
+            with suppress(ValueError):
+                self._writer.rollback()
+            self._drop_writer()
+            number = _OS_ERROR.search(str(error)) if isinstance(error, ValueError) else None
+            if number:  # Tantivy reports a failed write as a ValueError that holds the system's number
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
+
+    def _drop_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(ValueError):
+                writer.wait_merging_threads()  # gives the folder's lock back, too
 
 
-def name_key(text: str) -> str:
-    """What two names share that are the same but for case, accents, punctuation and a leading article."""
-    return without_article(" ".join(_WORDS.analyze(_plain(text))))
+class _Search:
+    """One lookup in one view."""
+
+    def __init__(self, searcher: tantivy.Searcher, schema: tantivy.Schema, lookup: Lookup) -> None:
+        self._searcher = searcher
+        self._schema = schema
+        self._lookup = lookup
+        self._filter = _filter_clauses(schema, lookup.filter)
+
+    def run(self) -> list[Scored]:
+        """The best pairs, tier by tier."""
+        lookup = self._lookup
+        scoring = _scoring(self._schema, lookup)
+        if scoring is None or lookup.limit < 1:
+            return []
+        keys = dict.fromkeys((name_key(" ".join((lookup.entity, *lookup.details))), name_key(lookup.entity)))
+        known = [key for key in keys if self._searcher.doc_freq("name", key)]
+        found: list[Scored] = []
+        given: set[_Place] = set()
+        for tier in (*([_selecting(_term(self._schema, "name", key))] for key in known), []):
+            clauses: _Clauses = [(tantivy.Occur.Must, scoring), *tier, *self._filter]
+            found += self._best(clauses, lookup.limit - len(found), given)
+            if len(found) == lookup.limit:
+                break
+        return found
+
+    def _best(self, clauses: _Clauses, limit: int, given: set[_Place]) -> list[Scored]:
+        """At most `limit` matches by score, ties by facets and hash; adds them to `given`, and gives none of those."""
+        hits = self._hits(clauses, limit + len(given) + 1, given)
+        if len(hits) > limit and _tied(hits[limit], hits[limit - 1]):
+            above = [hit for hit in hits if not _tied(hit, hits[limit])]
+            hits = above + self._tie(clauses, hits[limit], limit - len(above), given)
+        given.update(_place(hit) for hit in hits[:limit])
+        return self._in_order(hits[:limit])
+
+    def _tie(self, clauses: _Clauses, head: _Hit, limit: int, given: set[_Place]) -> list[_Hit]:
+        """The first `limit` of the matches that tie with `head`, those that agree with more facets before others."""
+        facets = [_term(self._schema, "facet", _facet(*item)) for item in self._lookup.facets.items()]
+        chosen: list[_Hit] = []
+        for num_agreeing in range(len(facets), -1, -1):
+            more = [(tantivy.Occur.Should, facet) for facet in facets]
+            agreeing = tantivy.Query.boolean_query(more, minimum_number_should_match=num_agreeing)
+            narrowed = [*clauses, *([_selecting(agreeing)] if num_agreeing else [])]
+            taken = given | {_place(hit) for hit in chosen}
+            chosen += self._thinned(narrowed, head, limit - len(chosen), taken)
+            if len(chosen) == limit:
+                break
+        return chosen
+
+    def _thinned(self, clauses: _Clauses, head: _Hit, limit: int, given: set[_Place]) -> list[_Hit]:
+        """The first `limit` by hash of the matches that tie with `head`, without reading a long tie to its end.
+
+        Where the tie does not fit into the window, only documents whose hash is small enough are asked for: they
+        are the first of it.
+        """
+        window = _TIE_WINDOW * self._lookup.limit
+        found: dict[_Place, _Hit] = {}
+        for level in range(_NUM_LEVELS + 1):
+            thin = [_selecting(_term(self._schema, "level", str(level)))] if level else []
+            hits = self._hits([*clauses, *thin], window + len(given), given)
+            tied = {_place(hit): hit for hit in hits if _tied(hit, head)}
+            # Thinned out too far (very unlikely): what the level before has shown fills up.
+            found = tied if len(tied) >= limit or not level else {**found, **tied}
+            if len(hits) < window or hits[-1][0] < head[0] - _SAME_SCORE:
+                break  # the tie is whole
+        hits = list(found.values())
+        ties = self._searcher.fast_field_values("tie", [address for _, address in hits])
+        order = sorted(range(len(hits)), key=lambda position: int(ties[position] or 0))
+        return [hits[position] for position in order[:limit]]
+
+    def _hits(self, clauses: _Clauses, limit: int, given: set[_Place]) -> list[_Hit]:
+        """At most `limit` matches by score, less those in `given`."""
+        # A lone clause is asked as it is: Tantivy then skips documents that cannot be among the best.
+        query = clauses[0][1] if len(clauses) == 1 else tantivy.Query.boolean_query(clauses)
+        hits = self._searcher.search(query, limit, count=False).hits
+        return [hit for hit in hits if _place(hit) not in given] if given else hits
+
+    def _in_order(self, hits: Sequence[_Hit]) -> list[Scored]:
+        """The pairs of `hits`, which are by score, ordered within equal scores."""
+        wanted = self._lookup.facets.items()
+        keyed: list[tuple[float, int, int, StoredPair]] = []
+        head: _Hit | None = None
+        for hit in hits:
+            head = hit if head is None or not _tied(hit, head) else head
+            pair = _load(self._searcher, hit[1])
+            num_agreeing = sum(pair.facets.get(name) == value for name, value in wanted)
+            keyed.append((-head[0], -num_agreeing, tie_of(pair.pair_id), pair))
+        keyed.sort(key=lambda item: item[:3])
+        return [Scored(pair=pair, score=round(-score, _SCORE_DECIMALS)) for score, _, _, pair in keyed]
 
 
-def _spellings(text: str) -> list[tuple[str, str]]:
-    return list(zip(_WORDS.analyze(_plain(text)), _STEMS.analyze(_plain(text)), strict=True))
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """A panic in Rust is no `Exception` in Python, and would end threads that survive any other failure."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise RuntimeError(f"bm25: {error}") from error
+        raise
 
 
-def _plain(text: str) -> str:
-    """Text before it is cut into words; apostrophes go, as in slugs: "man's shoe" is "mans shoe"."""
-    return unicodedata.normalize("NFKC", text).casefold().translate(_WITHOUT_APOSTROPHES)
+def _scoring(schema: tantivy.Schema, lookup: Lookup) -> tantivy.Query | None:
+    """The words of the lookup as plain terms, none of them query syntax; None: there are no words.
+
+    A document that has the word has its stem, too: the two weights add up to 1. A flat sum of terms is what lets
+    Tantivy skip whole blocks of documents.
+    """
+    clauses: _Clauses = []
+    for (word, stem), weight in weighted_words(lookup).items():
+        for field, text, part in (("words", word, WORD_WEIGHT), ("stems", stem, STEM_WEIGHT)):
+            boosted = tantivy.Query.boost_query(_term(schema, field, text), weight * part)
+            clauses.append((tantivy.Occur.Should, boosted))
+    return tantivy.Query.boolean_query(clauses) if clauses else None
 
 
-def _u64(digest: bytes) -> int:
-    return int.from_bytes(digest[:_U64_BYTES], "big")
+def _filter_clauses(schema: tantivy.Schema, wanted: PairFilter) -> _Clauses:
+    def any_of(field: str, values: Iterable[str]) -> tantivy.Query:
+        return tantivy.Query.term_set_query(schema, field, sorted(values))
+
+    groups = [("facet", [_facet(name, value) for value in values]) for name, values in wanted.facets.items()]
+    groups += [("license", list(wanted.licenses)), ("source", list(wanted.sources))]
+    groups += [("safe", [_flag(wanted.safe)])] if wanted.safe is not None else []
+    excluded = (
+        ("point", [point_of(pair_id) for pair_id in wanted.excluded_pair_ids]),
+        ("content", list(wanted.excluded_contents)),
+        ("name", list(wanted.excluded_names)),
+    )
+    clauses = [_selecting(any_of(field, values)) for field, values in groups if values]
+    return clauses + [(tantivy.Occur.MustNot, any_of(field, values)) for field, values in excluded if values]
 
 
-def _analyzer(
-    build: Callable[[tantivy.TextAnalyzerBuilder], tantivy.TextAnalyzerBuilder],
-) -> tantivy.TextAnalyzer:
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(tantivy.Filter.lowercase())
-    return build(builder.filter(tantivy.Filter.ascii_fold())).build()
+def _document(point: str, pair: StoredPair, epoch: int) -> tantivy.Document:
+    document, tie = tantivy.Document(), tie_of(pair.pair_id)
+    document.add_text("point", point)
+    document.add_text("name", name_key(pair.entity))
+    for field in ("words", "stems"):
+        document.add_text(field, plain(pair.entity))
+    for item in pair.facets.items():
+        document.add_text("facet", _facet(*item))
+    for field, value in (("license", pair.license), ("source", pair.source), ("content", pair.content)):
+        document.add_text(field, value)
+    document.add_text("safe", _flag(pair.safe))
+    document.add_text("epoch", str(epoch))
+    level = 1
+    while level <= _NUM_LEVELS and tie >> (_TIE_BITS - _THINNING * level) == 0:
+        document.add_text("level", str(level))
+        level += 1
+    document.add_unsigned("tie", tie)  # `Document(tie=7)` would make a signed integer, and that kills the writer
+    fields = {**vars(pair), "facets": dict(pair.facets), "attributes": dict(pair.attributes)}
+    stored = json.dumps({name: value for name, value in fields.items() if value}, ensure_ascii=False)
+    document.add_bytes("payload", stored.encode())
+    return document
 
 
-_WORDS = _analyzer(lambda builder: builder)
-_STEMS = _analyzer(lambda builder: builder.filter(tantivy.Filter.stemmer("english")))
-_INDEX_OPTION = {"pair_id": "basic", "name": "basic", "words": "freq", "stems": "freq"}
-_TOKENIZER = {"pair_id": "raw", "name": "raw", "words": "reimagen_words", "stems": "reimagen_stems"}
+def _load(searcher: tantivy.Searcher, address: tantivy.DocAddress) -> StoredPair:
+    (stored,) = searcher.doc(address)["payload"]
+    return StoredPair(**{**_NOTHING, **json.loads(bytes(stored).decode())})
 
 
-def _with_tokenizers(index: tantivy.Index) -> tantivy.Index:
-    index.register_tokenizer(_TOKENIZER["words"], _WORDS)
-    index.register_tokenizer(_TOKENIZER["stems"], _STEMS)
+def _open(folder: Path) -> tantivy.Index:
+    folder.mkdir(parents=True, exist_ok=True)
+    check_files(folder)
+    index = tantivy.Index(_schema(), path=str(folder))
+    index.register_tokenizer("reimagen_words", WORDS)
+    index.register_tokenizer("reimagen_stems", STEMS)
+    index.config_reader(reload_policy="manual")  # a view is changed by `apply` alone, as a whole
     return index
 
 
-def _schema(codes: FacetCodes) -> tantivy.Schema:
+def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
-    for field, option in _INDEX_OPTION.items():
-        builder.add_text_field(field, tokenizer_name=_TOKENIZER[field], index_option=option)
-    for column in ("tie", "content", *codes.columns.values()):
-        builder.add_unsigned_field(column, fast=True)
+    for field in _RAW_FIELDS:
+        builder.add_text_field(field, tokenizer_name="raw", index_option="basic")
+    for field in ("words", "stems"):
+        builder.add_text_field(field, tokenizer_name=f"reimagen_{field}", index_option="freq")
+    builder.add_unsigned_field("tie", fast=True)
     return builder.add_bytes_field("payload", stored=True).build()
+
+
+def _term(schema: tantivy.Schema, field: str, text: str) -> tantivy.Query:
+    return tantivy.Query.term_query(schema, field, text, index_option="basic" if field in _RAW_FIELDS else "freq")
+
+
+def _selecting(query: tantivy.Query) -> tuple[tantivy.Occur, tantivy.Query]:
+    """A clause that selects and adds nothing to the score."""
+    return tantivy.Occur.Must, tantivy.Query.const_score_query(query, 0.0)
+
+
+def _tied(one: _Hit, other: _Hit) -> bool:
+    return abs(one[0] - other[0]) <= _SAME_SCORE
+
+
+def _place(hit: _Hit) -> _Place:
+    return hit[1].segment_ord, hit[1].doc
+
+
+def _facet(name: str, value: str) -> str:
+    return f"{name}={value}"
+
+
+def _flag(value: bool) -> str:
+    return "1" if value else "0"

@@ -1,154 +1,371 @@
-"""A knowledge base: gamma(p, B) of the Re-Imagen paper, the top-k pairs of B for a prompt p."""
+"""A knowledge base: gamma(p, B) of the Re-Imagen paper, the top-k pairs of B for a prompt p; changed while it answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from common.service.errors import FailedPrecondition, InvalidArgument
-from retrieval_svc.bm25 import Hit, Hits, Lookup
-from retrieval_svc.index_folder import IndexFolder, open_index
-from retrieval_svc.query import UnderstoodPrompt
+import numpy as np
 
-DEFAULT_K, MAX_K = 2, 64
-MAX_EXCLUDED_PAIRS = 1000
+from common.corpus import Facet
+from common.images import ImageError
+from common.service.errors import DataLoss, InvalidArgument, NotFound, ServiceError, Unavailable
+from retrieval_svc.embedding import Embedder
+from retrieval_svc.in_flight import InFlight
+from retrieval_svc.knowledge_base_folder import Parts, make_folder, num_bytes, open_parts
+from retrieval_svc.manifest import BM25, PAIRS, Manifest, new_manifest
+from retrieval_svc.new_pairs import UriReader
+from retrieval_svc.pair_writer import PairWriter
+from retrieval_svc.pairs import NewPair, PairFilter, StoredPair, Upserted
+from retrieval_svc.pictures import take_in
+from retrieval_svc.query_vector import PictureEmbedder
+from retrieval_svc.retrieval import Method, Neighbor, Query, Retrieval
+from retrieval_svc.search import Searcher, SearchResult
+from retrieval_svc.snapshot import SnapshotError, SnapshotReport, write_snapshot
+from retrieval_svc.vectors import VectorSettings
 
+MAX_PAGE = 1000
+MAX_BACKLOG = 100_000  # changes that the lexical index may be behind before writers wait for it
+LEG_THREADS = 4
+TOMBSTONES_KEPT_NS = 30 * 24 * 3600 * 1_000_000_000  # a replica that was away longer begins anew
 
-class Method(Enum):
-    """How pairs are scored."""
-
-    BM25 = "bm25"
-    CLIP = "clip"
-    HYBRID = "hybrid"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Neighbor:
-    """One pair of the knowledge base; `rank` counts from 1, the best."""
-
-    pair_id: str
-    caption: str
-    entity: str
-    image: bytes
-    image_format: str
-    facets: Mapping[str, str]
-    author: str
-    source: str
-    license: str
-    score: float
-    rank: int
+_EVERYTHING = PairFilter()
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieval:
-    """What a prompt found: k neighbors, best first, or fewer with `shortfall_reason`."""
+class Stats:
+    """Sizes and state.
 
-    neighbors: tuple[Neighbor, ...]
-    query: UnderstoodPrompt
-    method: Method
-    shortfall_reason: str
+    Attributes:
+        num_indexed_pairs: those that the lexical index holds; equal to num_pairs once it has caught up.
+        disk_bytes: of all files of the knowledge base.
+        stored_generation, index_generation: versions of the newest change stored, and of the newest that BM25 sees.
+    """
+
+    num_pairs: int
+    num_embeddings: int
+    num_indexed_pairs: int
+    num_images: int
+    image_bytes: int
+    disk_bytes: int
+    stored_generation: int
+    index_generation: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholePair:
+    """A stored pair; `image` is empty, and `embedding` (float32 [D]) None, where not asked for or not there."""
+
+    pair: StoredPair
+    image: bytes = b""
+    embedding: np.ndarray | None = None
 
 
 class KnowledgeBase:
-    """One index, opened; safe to use from several threads."""
+    """One knowledge base, opened; safe to use from several threads."""
 
-    def __init__(self, index: IndexFolder) -> None:
-        self.name = index.manifest.name
-        self.fingerprint = index.manifest.fingerprint
-        self._vocabulary = index.manifest.vocabulary()
-        self._bm25 = index.bm25
-        self._images = index.images
+    def __init__(self, parts: Parts, *, embedder: Embedder | None, uri_reader: UriReader | None = None) -> None:
+        """Put the parts together; see `open`. `close` lets go of them."""
+        self.name = parts.manifest.name
+        self.folder = parts.folder
+        self.images = parts.images
+        self.store = parts.store
+        self._lexical = parts.lexical
+        self._projection = parts.projection
+        self._has_other_writers = parts.has_other_writers
+        self._resources = parts.resources
+        self._read_uri = uri_reader
+        self._in_flight = InFlight(lambda: NotFound(f"knowledge_base: {parts.manifest.name!r} is closed"))
+        # Pairs changed since the lexical index last took changes in, with their versions; replaced, never written to.
+        self._recent: Mapping[str, int] = {}
+        looks = PictureEmbedder(parts.manifest, embedder)
+        threads = ThreadPoolExecutor(LEG_THREADS, thread_name_prefix=f"clip-{self.name}")
+        parts.resources.callback(threads.shutdown)
+        self._searcher = Searcher(store=parts.store, lexical=parts.lexical, embedder=looks, executor=threads)
+        self._writer = PairWriter(
+            parts.folder,
+            parts.manifest,
+            store=parts.store,
+            images=parts.images,
+            embedder=looks,
+            read_uri=uri_reader,
+            on_written=self._written,
+        )
 
     @classmethod
-    def open(cls, folder: Path) -> KnowledgeBase:
-        """Open the index in `folder`.
+    def create(
+        cls,
+        folder: Path,
+        *,
+        name: str = "",
+        facets: Sequence[Facet] = (),
+        scene_phrases: Sequence[str] = (),
+        embedding_size: int | None = None,
+        embedder: Embedder | None = None,
+        uri_reader: UriReader | None = None,
+        settings: VectorSettings | None = None,
+    ) -> KnowledgeBase:
+        """Make an empty knowledge base, which appears by one rename, and open it.
+
+        Args:
+            name: empty: the folder's name.
+            embedding_size: 0: none; None: the embedder's, if there is one.
 
         Raises:
-            IndexFolderError: it is missing, incomplete or of another format; the message names it.
+            InvalidArgument: a name, facet or size cannot be.
+            KnowledgeBaseError: `folder` exists.
         """
-        return cls(open_index(folder))
+        ours = embedder.size if embedder is not None else 0
+        size = ours if embedding_size is None else embedding_size
+        manifest = new_manifest(
+            name=name or folder.name,
+            facets=facets,
+            scene_phrases=scene_phrases,
+            embedding_model=embedder.name if embedder is not None and 0 < size == ours else "",
+            embedding_size=size,
+        )
+        make_folder(folder, manifest, settings)
+        return cls.open(folder, embedder=embedder, uri_reader=uri_reader, settings=settings)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        embedder: Embedder | None = None,
+        uri_reader: UriReader | None = None,
+        settings: VectorSettings | None = None,
+    ) -> KnowledgeBase:
+        """Open a knowledge base: what a crash has left undone is done first, so that both indexes agree.
+
+        Args:
+            embedder: embeds prompts and pictures; None: there are only embeddings that are given.
+            uri_reader: gives the bytes behind an `image_uri` that the operator allows, and b"" for any other; None: none
+                is ever read.
+            settings: of the vector index.
+
+        Raises:
+            KnowledgeBaseError: it is missing, damaged, of another format, or another process has it open.
+        """
+        return cls(open_parts(folder, settings), embedder=embedder, uri_reader=uri_reader)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it is; the facets grow with the pairs."""
+        return self._writer.manifest
+
+    @property
+    def generation(self) -> int:
+        """Version of the newest stored change."""
+        return self._writer.generation
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content that is seen now: equal fingerprints give equal answers."""
+        return _fingerprint(self.manifest, self.generation, self._lexical.generation)
 
     @property
     def num_pairs(self) -> int:
-        """How many pairs it holds."""
-        return self._bm25.num_pairs
+        """How many pairs BM25 sees; cheap."""
+        return self._lexical.num_pairs
 
-    def retrieve(
-        self,
-        prompt: str,
-        *,
-        k: int = DEFAULT_K,
-        method: Method = Method.BM25,
-        excluded_pair_ids: frozenset[str] = frozenset(),
-        exclude_exact: bool = False,
-    ) -> Retrieval:
-        """The k best pairs for `prompt`, no two of them with the same picture.
+    def retrieve(self, query: Query) -> Retrieval:
+        """The k best pairs, no two of them with the same picture.
 
-        Args:
-            prompt: what is to be drawn; facets and scene phrases in it do not select pairs, they only order
-                equals.
-            k: how many, 1 to 64.
-            method: how pairs are scored.
-            excluded_pair_ids: pairs that must not come back, nor their pictures under another id.
-            exclude_exact: leave out the pair that the prompt asks for (its entity, its facets) likewise.
+        A pair that was deleted or replaced before the call does not come back; one that was stored a second before does.
 
         Raises:
-            InvalidArgument: the prompt, k or the number of excluded pairs cannot be.
-            FailedPrecondition: there is no index for `method`.
+            InvalidArgument, FailedPrecondition, Unavailable: see `Searcher.search`.
             DataLoss: a stored picture is damaged.
         """
-        if not 1 <= k <= MAX_K:
-            raise InvalidArgument("k", f"{k} is not between 1 and {MAX_K}")
-        if len(excluded_pair_ids) > MAX_EXCLUDED_PAIRS:
-            raise InvalidArgument(
-                "excluded_pair_ids",
-                f"holds {len(excluded_pair_ids)} ids; at most {MAX_EXCLUDED_PAIRS} are taken",
+        with self._in_flight:
+            gone: set[tuple[str, int]] = set()
+            while True:
+                # Taken before the search begins: what is dropped from it is seen by every search that begins later.
+                recent, stored, seen = self._recent, self.generation, self._lexical.generation
+                manifest, vocabulary = self._writer.manifest, self._writer.vocabulary
+                result = self._searcher.search(
+                    query, manifest=manifest, vocabulary=vocabulary, is_current=partial(_is_current, recent, gone)
+                )
+                neighbors = self._neighbors(query, result, gone)
+                if neighbors is not None:
+                    return Retrieval(
+                        neighbors=tuple(neighbors),
+                        query=result.query,
+                        method=query.method,
+                        shortfall_reason=result.shortfall_reason,
+                        generation=stored if query.method is Method.CLIP else min(stored, seen),
+                        fingerprint=_fingerprint(manifest, stored, seen),
+                        failed_legs=result.failed_legs,
+                    )
+
+    def upsert(self, pairs: Sequence[NewPair]) -> tuple[list[Upserted], int]:
+        """Add or replace pairs; see `PairWriter.upsert`. Durable on return, and found within a second.
+
+        Raises:
+            Unavailable: the lexical index is too far behind and cannot catch up.
+        """
+        with self._in_flight:
+            self._wait_for_index()
+            return self._writer.upsert(pairs)
+
+    def delete(self, pair_ids: Sequence[str]) -> tuple[int, int]:
+        """Remove pairs; see `PairWriter.delete`. On return they are found no more."""
+        with self._in_flight:
+            return self._writer.delete(pair_ids)
+
+    def get(self, pair_id: str, *, with_image: bool = False, with_embedding: bool = False) -> WholePair:
+        """One pair.
+
+        Raises:
+            NotFound: there is none.
+            DataLoss: its picture is damaged.
+        """
+        with self._in_flight:
+            while True:
+                there = self.store.get([pair_id], with_embeddings=with_embedding).get(pair_id)
+                if there is None:
+                    raise NotFound(f"pair_id: knowledge base {self.name!r} has no pair {pair_id!r}")
+                pair = there.pair
+                try:
+                    image = self.images.read(pair.image_sha256) if with_image and pair.image_sha256 else b""
+                except DataLoss as error:
+                    if self._is_still_there(pair):
+                        raise DataLoss(f"pair {pair_id!r}: {error.description}") from error
+                    continue
+                return WholePair(pair=pair, image=image, embedding=there.embedding if with_embedding else None)
+
+    def page(
+        self, *, after: str = "", limit: int = 100, filter: PairFilter = _EVERYTHING
+    ) -> tuple[list[StoredPair], str]:
+        """Pairs in a fixed order from the token `after` on, and the token of the next page; "" begins and ends.
+
+        Raises:
+            InvalidArgument: the limit is not 1 to 1,000.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidArgument("page_size", f"{limit} is not between 1 and {MAX_PAGE}")
+        with self._in_flight:
+            return self.store.page(after=after, limit=limit, filter=filter)
+
+    def stats(self) -> Stats:
+        """Sizes and state; walks over the files."""
+        with self._in_flight:
+            image_bytes = self.images.num_bytes
+            return Stats(
+                num_pairs=self.store.count(),
+                num_embeddings=self.store.count(with_embedding=True) if self.manifest.embedding_size else 0,
+                num_indexed_pairs=self._lexical.num_pairs,
+                num_images=self.images.num_images,
+                image_bytes=image_bytes,
+                disk_bytes=image_bytes + sum(num_bytes(self.folder / part) for part in (PAIRS, BM25)),
+                stored_generation=self.generation,
+                index_generation=self._lexical.generation,
             )
-        query = self._vocabulary.understand(prompt)
-        if method is not Method.BM25:
-            raise FailedPrecondition(
-                f"method {method.name}: knowledge base {self.name!r} has no CLIP index; it answers BM25"
-            )
-        hits = self._bm25.search(
-            Lookup(
-                entity=query.entity,
-                details=query.details,
-                facets=query.facets,
-                k=k,
-                excluded_pair_ids=excluded_pair_ids,
-                exclude_exact=exclude_exact,
-            )
-        )
-        neighbors = tuple(self._neighbor(hit, rank) for rank, hit in enumerate(hits.hits, start=1))
-        return Retrieval(neighbors=neighbors, query=query, method=method, shortfall_reason=_shortfall(query, k, hits))
+
+    def catch_up(self) -> int:
+        """Wait until BM25 sees all that is stored; gives the generation."""
+        with self._in_flight:
+            return self._projection.catch_up() if self._projection else self._lexical.generation
+
+    def optimize(self) -> None:
+        """Build what makes searching fast, and forget deletions that every replica has seen; blocks."""
+        with self._in_flight:
+            reached = self._projection.catch_up() if self._projection else self._lexical.generation
+            self.store.optimize()
+            self.store.drop_tombstones(min(reached, time.time_ns() - TOMBSTONES_KEPT_NS))
+
+    def snapshot(self, folder: Path) -> SnapshotReport:
+        """Write a consistent copy into `folder`/<name>/<generation>/ and check it; writers wait for the first part.
+
+        Raises:
+            DataLoss: a stored file is damaged, or the snapshot of this generation that was there.
+        """
+        with self._in_flight:
+            try:
+                return write_snapshot(
+                    folder,
+                    source=self.folder,
+                    store=self.store,
+                    still=self._writer.lock,
+                    state=lambda: (self.manifest, self.generation),
+                )
+            except SnapshotError as error:
+                raise DataLoss(str(error)) from error
 
     def close(self) -> None:
-        """Let go of the files."""
-        self._images.close()
+        """Wait for the calls under way and let go of the files; further calls raise NotFound."""
+        if self._in_flight.close():
+            self._resources.close()
 
-    def _neighbor(self, hit: Hit, rank: int) -> Neighbor:
-        stored = hit.payload
-        return Neighbor(
-            pair_id=stored["pair_id"],
-            caption=stored["caption"],
-            entity=stored["entity"],
-            image=self._images.read(offset=stored["offset"], length=stored["length"], sha256=stored["sha256"]),
-            image_format=stored["image_format"],
-            facets=stored["facets"],
-            author=stored["author"],
-            source=stored["source"],
-            license=stored["license"],
-            score=hit.score,
-            rank=rank,
-        )
+    def _written(self, versions: Mapping[str, int]) -> None:
+        seen = self._lexical.generation
+        self._recent = {i: version for i, version in self._recent.items() if version > seen} | dict(versions)
+        if self._projection:
+            self._projection.wake()
+
+    def _wait_for_index(self) -> None:
+        if self._projection is None or len(self._recent) < MAX_BACKLOG:
+            return
+        try:
+            self._projection.catch_up()
+        except Exception as error:
+            raise Unavailable(
+                f"knowledge base {self.name!r}: BM25 cannot keep up with the changes ({error})"
+            ) from error
+
+    def _neighbors(self, query: Query, result: SearchResult, gone: set[tuple[str, int]]) -> list[Neighbor] | None:
+        """The results with their pictures; None, and more is `gone`, where pairs have vanished during the search."""
+        num_gone = len(gone)
+        pairs = [found.pair for found in result.found]
+        if self._has_other_writers and pairs:
+            there = self.store.get([pair.pair_id for pair in pairs])
+            current = {scored.pair.pair_id: scored.pair.version for scored in there.values()}
+            gone |= {(p.pair_id, p.version) for p in pairs if current.get(p.pair_id) != p.version}
+        neighbors: list[Neighbor] = []
+        for rank, found in enumerate(result.found, start=1):
+            pair = found.pair
+            try:
+                pair, image = (pair, b"") if query.omit_images else self._with_image(pair)
+            except DataLoss as error:
+                if self._is_still_there(pair):
+                    raise DataLoss(f"pair {pair.pair_id!r}: {error.description}") from error
+                gone.add((pair.pair_id, pair.version))
+                continue
+            embedding = result.embeddings.get(pair.pair_id) if query.include_embeddings else None
+            neighbors.append(
+                Neighbor(pair=pair, image=image, score=found.score, rank=rank, legs=found.legs, embedding=embedding)
+            )
+        return neighbors if len(gone) == num_gone else None
+
+    def _with_image(self, pair: StoredPair) -> tuple[StoredPair, bytes]:
+        if pair.image_sha256:
+            return pair, self.images.read(pair.image_sha256)
+        if self._read_uri is None:
+            return pair, b""
+        try:
+            image = self._read_uri(pair.image_uri)
+            picture = take_in(image) if image else None
+        except (OSError, ImageError, ServiceError) as error:
+            _LOG.warning("uri_unreadable", extra={"pair_id": pair.pair_id, "reason": type(error).__name__})
+            return pair, b""
+        return (replace(pair, image_format=picture.format), picture.image) if picture else (pair, b"")
+
+    def _is_still_there(self, pair: StoredPair) -> bool:
+        there = self.store.get([pair.pair_id]).get(pair.pair_id)
+        return there is not None and there.pair.version == pair.version
 
 
-def _shortfall(query: UnderstoodPrompt, k: int, hits: Hits) -> str:
-    if len(hits.hits) == k:
-        return ""
-    words = ", ".join((query.entity, *query.details))
-    left_out = [f"{n} {what}" for n, what in ((hits.num_excluded, "excluded"), (hits.num_duplicates, "duplicate")) if n]
-    also = f"; left out: {', '.join(left_out)}" if left_out else ""
-    return f"asked for {k}, found {len(hits.hits)}: no other pair shares a word with {words!r}{also}"
+def _is_current(recent: Mapping[str, int], gone: set[tuple[str, int]], pair: StoredPair) -> bool:
+    return recent.get(pair.pair_id, 0) <= pair.version and (pair.pair_id, pair.version) not in gone
+
+
+def _fingerprint(manifest: Manifest, stored: int, seen: int) -> str:
+    return hashlib.sha256(f"{manifest.uuid} {stored} {seen}".encode()).hexdigest()

@@ -1,34 +1,99 @@
-"""What retrieval counts beside its calls, for Prometheus."""
+"""What retrieval counts beside its calls, for Prometheus. No label holds what a caller can think up."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
-_SEARCH_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
-_RESULT_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64)
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from common.service.status import code_of
+from retrieval_svc.retrieval import Method
+
+_DURATION_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_RESULT_BUCKETS = (0, 1, 2, 5, 10, 20, 50, 100)
+MAX_INDEXES = 50  # that have a label of their own
+OTHER = "other"
+LEGS: Mapping[Method, str] = {Method.BM25: "bm25", Method.CLIP: "vector", Method.HYBRID: "fused"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexFigures:
+    """What one knowledge base's index holds; `generation` is nanoseconds since 1970."""
+
+    name: str
+    documents: int
+    generation: int
 
 
 class RetrievalMetrics:
-    """Searches: their time, how many pairs they found, how often too few; the size of each knowledge base."""
+    """Lookups by leg and outcome, their time, legs that failed, pairs found; the size and age of each index."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.search_s = Histogram(
-            "reimagen_retrieval_search_seconds",
+    def __init__(self, registry: CollectorRegistry, indexes: Callable[[], Iterable[IndexFigures]] = tuple) -> None:
+        """`indexes` is asked at every scrape."""
+        self.requests = Counter(
+            "reimagen_retrieval_requests",
+            "Lookups by what answered (bm25, vector, or both fused) and how they ended.",
+            ("leg", "outcome"),
+            registry=registry,
+        )
+        self.duration_s = Histogram(
+            "reimagen_retrieval_duration_seconds",
             "Time to find and read the pairs, with the wait for a search thread.",
-            buckets=_SEARCH_BUCKETS_S,
+            ("leg",),
+            buckets=_DURATION_BUCKETS_S,
+            registry=registry,
+        )
+        self.leg_failures = Counter(
+            "reimagen_retrieval_leg_failures",
+            "Legs that could not answer, so that the other answered alone.",
+            ("leg", "reason"),
             registry=registry,
         )
         self.results = Histogram(
-            "reimagen_retrieval_results",
-            "Pairs found by a search.",
-            ("method",),
-            buckets=_RESULT_BUCKETS,
+            "reimagen_retrieval_results", "Pairs found by a lookup.", buckets=_RESULT_BUCKETS, registry=registry
+        )
+        self.changed_pairs = Counter(
+            "reimagen_retrieval_changed_pairs",
+            "Pairs that were to be changed, by what became of them.",
+            ("outcome",),
             registry=registry,
         )
-        self.shortfalls = Counter(
-            "reimagen_retrieval_shortfalls",
-            "Searches that found fewer pairs than asked.",
-            ("method",),
-            registry=registry,
+        registry.register(_Indexes(indexes))
+
+
+class _Indexes(Collector):
+    """Gauges of each index; all beyond `MAX_INDEXES` share one label."""
+
+    def __init__(self, indexes: Callable[[], Iterable[IndexFigures]]) -> None:
+        self._indexes = indexes
+
+    def collect(self) -> Iterator[Metric]:
+        documents = GaugeMetricFamily("reimagen_retrieval_index_documents", "Pairs that BM25 sees.", labels=("index",))
+        timestamp = GaugeMetricFamily(
+            "reimagen_retrieval_index_generation_timestamp_seconds",
+            "When the newest stored change was made.",
+            labels=("index",),
         )
-        self.pairs = Gauge("reimagen_retrieval_pairs", "Pairs indexed.", ("knowledge_base",), registry=registry)
+        named = sorted(self._indexes(), key=lambda figures: figures.name)
+        others = named[MAX_INDEXES:]
+        for figures in named[:MAX_INDEXES]:
+            documents.add_metric((figures.name,), figures.documents)
+            timestamp.add_metric((figures.name,), figures.generation / 1e9)
+        if others:
+            documents.add_metric((OTHER,), sum(figures.documents for figures in others))
+            timestamp.add_metric((OTHER,), max(figures.generation for figures in others) / 1e9)
+        yield documents
+        yield timestamp
+
+
+def outcome_of(error: BaseException) -> str:
+    """The label of a lookup that failed: its status code in small letters."""
+    return code_of(error).name.lower() if isinstance(error, Exception) else "cancelled"
+
+
+def failure_reason(reason: str) -> str:
+    """The label of why a leg failed: our own faults, or something that is away."""
+    return "internal" if reason.startswith("internal error") else "unavailable"

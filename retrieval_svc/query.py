@@ -158,14 +158,18 @@ def without_article(text: str) -> str:
     return rest.lstrip() if head in ARTICLES and _WORD.search(rest) else text
 
 
+def value_key(value: str) -> str:
+    """What two spellings of a facet value share: "Fluent Emoji" is "fluent-emoji"; empty for what holds no words."""
+    return "".join(word.text for word in _words(_folded(value)))
+
+
 def _facet_form(facet: Facet) -> _FacetForm:
     if facet.template.count(_SLOT) != 1:
         raise CorpusError(f"corpus: facet {facet.name!r} has template {facet.template!r}, which must hold {_SLOT} once")
     before, after = (tuple(w.text for w in _words(_folded(side))) for side in facet.template.split(_SLOT))
     values: dict[str, str] = {}
     for value in facet.values:
-        words = [word.text for word in _words(_folded(value))]
-        squeezed = "".join(words)
+        squeezed = value_key(value)
         if not squeezed or squeezed in values:
             raise CorpusError(
                 f"corpus: facet {facet.name!r}: value {value!r} is empty or reads as {values.get(squeezed)!r}"

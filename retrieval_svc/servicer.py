@@ -1,97 +1,130 @@
-"""RetrievalService over gRPC: protobuf in, the domain, protobuf out; nothing else here knows protobuf."""
+"""RetrievalService over gRPC: Retrieve, and BatchRetrieve for many lookups in one call."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from concurrent.futures import Executor
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from functools import partial
 
 import grpc.aio
 from reimagen.retrieval.v1 import retrieval_pb2 as pb
 from reimagen.retrieval.v1 import retrieval_pb2_grpc as pb_grpc
 
-from common.service.errors import InvalidArgument, NotFound
-from retrieval_svc.knowledge_base import DEFAULT_K, KnowledgeBase, Method, Neighbor, Retrieval
-from retrieval_svc.metrics import RetrievalMetrics
+from common.service.errors import InvalidArgument, ServiceError
+from common.service.redaction import redacted_trace
+from common.service.status import code_of, message_of
+from retrieval_svc.admission import Admission
+from retrieval_svc.knowledge_base import KnowledgeBase
+from retrieval_svc.library import Library
+from retrieval_svc.metrics import LEGS, OTHER, RetrievalMetrics, failure_reason, outcome_of
+from retrieval_svc.wire import method_of, query_of, retrieve_response
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["RetrievalService"].full_name
+BATCH_WINDOW = 16  # lookups of one batch that are under way at once
+MAX_REQUEST_ID_CHARACTERS = 1000
 
-_METHODS: Mapping[int, Method] = {
-    pb.METHOD_UNSPECIFIED: Method.BM25,
-    pb.METHOD_BM25: Method.BM25,
-    pb.METHOD_CLIP: Method.CLIP,
-    pb.METHOD_HYBRID: Method.HYBRID,
-}
-_METHOD_NUMBERS = {Method.BM25: pb.METHOD_BM25, Method.CLIP: pb.METHOD_CLIP, Method.HYBRID: pb.METHOD_HYBRID}
+log = logging.getLogger(__name__)
 
 
 class RetrievalServicer(pb_grpc.RetrievalServiceServicer):
-    """Answers from `knowledge_bases` (by name); searches run on `executor`, the event loop stays free."""
+    """Answers from the knowledge bases of `library`; searches run on `searches`, the event loop stays free."""
 
-    def __init__(
-        self, knowledge_bases: Mapping[str, KnowledgeBase], *, executor: Executor, metrics: RetrievalMetrics
-    ) -> None:
-        self._knowledge_bases = knowledge_bases
-        self._executor = executor
+    def __init__(self, library: Library, *, searches: Admission, metrics: RetrievalMetrics) -> None:
+        self._library = library
+        self._searches = searches
         self._metrics = metrics
 
     async def Retrieve(self, request: pb.RetrieveRequest, context: grpc.aio.ServicerContext) -> pb.RetrieveResponse:
         """See retrieval.proto; errors are the domain's, and the call interceptor makes statuses of them."""
-        knowledge_base = self._choose(request.knowledge_base)
-        method = _METHODS.get(request.method)
-        if method is None:
-            raise InvalidArgument("method", f"{request.method} is no method")
-        search = partial(
-            knowledge_base.retrieve,
-            request.prompt,
-            k=request.k or DEFAULT_K,
-            method=method,
-            excluded_pair_ids=frozenset(request.excluded_pair_ids),
-            exclude_exact=request.exclude_exact,
-        )
-        with self._metrics.search_s.time():
-            retrieval = await asyncio.get_running_loop().run_in_executor(self._executor, search)
-        self._metrics.results.labels(method.value).observe(len(retrieval.neighbors))
-        if retrieval.shortfall_reason:
-            self._metrics.shortfalls.labels(method.value).inc()
-        return _response(knowledge_base, retrieval)
+        return await self._retrieve(request)
 
-    def _choose(self, name: str) -> KnowledgeBase:
-        if not name and len(self._knowledge_bases) == 1:
-            return next(iter(self._knowledge_bases.values()))
-        if name not in self._knowledge_bases:
-            raise NotFound(f"knowledge_base: {name!r} is not one of {', '.join(sorted(self._knowledge_bases))}")
-        return self._knowledge_bases[name]
+    async def BatchRetrieve(
+        self, requests: AsyncIterator[pb.BatchRetrieveRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.BatchRetrieveResponse]:
+        """See retrieval.proto. A client that does not read its answers is not read from either."""
+        batch = _Batch(room=asyncio.Semaphore(BATCH_WINDOW), answers=asyncio.Queue())
+        reading = asyncio.create_task(self._read(requests, batch))
+        try:
+            while (answer := await batch.answers.get()) is not None:
+                yield await answer
+                batch.room.release()
+            await reading  # raises what ended the requests
+        finally:
+            reading.cancel()
+            while not batch.answers.empty():
+                left = batch.answers.get_nowait()
+                if left is not None:
+                    left.cancel()
+
+    async def _read(self, requests: AsyncIterator[pb.BatchRetrieveRequest], batch: _Batch) -> None:
+        try:
+            async for request in requests:
+                await batch.room.acquire()
+                batch.answers.put_nowait(asyncio.create_task(self._one_of_many(request)))
+        finally:
+            batch.answers.put_nowait(None)
+
+    async def _one_of_many(self, request: pb.BatchRetrieveRequest) -> pb.BatchRetrieveResponse:
+        try:
+            if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS:
+                raise InvalidArgument("request_id", f"is longer than {MAX_REQUEST_ID_CHARACTERS} characters")
+            response = await self._retrieve(request.request, patient=True)
+        except Exception as error:
+            if not isinstance(error, ServiceError):
+                log.error("lookup failed", extra={"trace": redacted_trace(error, request)})
+            field = error.violations[0][0] if isinstance(error, InvalidArgument) else ""
+            failure = pb.RetrieveError(code=code_of(error).value[0], message=message_of(error), field=field)
+            request_id = request.request_id[:MAX_REQUEST_ID_CHARACTERS]
+            return pb.BatchRetrieveResponse(request_id=request_id, error=failure)
+        return pb.BatchRetrieveResponse(request_id=request.request_id, response=response)
+
+    async def _retrieve(self, request: pb.RetrieveRequest, *, patient: bool = False) -> pb.RetrieveResponse:
+        leg, outcome = OTHER, "ok"
+        try:
+            leg = LEGS[method_of(request.method)]
+            with self._metrics.duration_s.labels(leg).time():
+                response = await self._searches.run(partial(self._answer, request), patient=patient)
+        except BaseException as error:
+            outcome = outcome_of(error)
+            raise
+        else:
+            outcome = self._count(response)
+            return response
+        finally:
+            self._metrics.requests.labels(leg, outcome).inc()
+
+    def _answer(self, request: pb.RetrieveRequest) -> pb.RetrieveResponse:
+        knowledge_base = choose(self._library, request.knowledge_base)
+        return retrieve_response(knowledge_base.name, knowledge_base.retrieve(query_of(request)))
+
+    def _count(self, response: pb.RetrieveResponse) -> str:
+        self._metrics.results.observe(len(response.neighbors))
+        for failed in response.failed_legs:
+            leg = LEGS[method_of(failed.leg)]
+            self._metrics.leg_failures.labels(leg, failure_reason(failed.reason)).inc()
+        if response.failed_legs:
+            return "degraded"
+        return "shortfall" if response.shortfall_reason else "ok"
 
 
-def _response(knowledge_base: KnowledgeBase, retrieval: Retrieval) -> pb.RetrieveResponse:
-    return pb.RetrieveResponse(
-        neighbors=[_neighbor(neighbor) for neighbor in retrieval.neighbors],
-        knowledge_base=knowledge_base.name,
-        index_fingerprint=knowledge_base.fingerprint,
-        method=_METHOD_NUMBERS[retrieval.method],
-        shortfall_reason=retrieval.shortfall_reason,
-        query=pb.UnderstoodQuery(
-            entity=retrieval.query.entity,
-            details=retrieval.query.details,
-            facets=dict(retrieval.query.facets),
-            scene_phrases=retrieval.query.scene_phrases,
-        ),
-    )
+def choose(library: Library, name: str) -> KnowledgeBase:
+    """The knowledge base of this name; the only one, where no name is given.
+
+    Raises:
+        NotFound: there is none of this name.
+        InvalidArgument: no name is given, and there is not exactly one.
+    """
+    names = library.names()
+    if not name and len(names) != 1:
+        raise InvalidArgument("knowledge_base", f"is empty, and there are {len(names)} knowledge bases")
+    return library.get(name or names[0])
 
 
-def _neighbor(neighbor: Neighbor) -> pb.Neighbor:
-    return pb.Neighbor(
-        pair_id=neighbor.pair_id,
-        caption=neighbor.caption,
-        entity=neighbor.entity,
-        image=neighbor.image,
-        image_format=neighbor.image_format,
-        facets=dict(neighbor.facets),
-        author=neighbor.author,
-        source=neighbor.source,
-        license=neighbor.license,
-        score=neighbor.score,
-        rank=neighbor.rank,
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """Lookups under way, in the order of their requests, and the room for more; None ends them."""
+
+    room: asyncio.Semaphore
+    answers: asyncio.Queue[asyncio.Task[pb.BatchRetrieveResponse] | None]

@@ -1,4 +1,4 @@
-"""`python -m trainer prepare | knn | fit | publish`: from a corpus to weights that a server loads."""
+"""`python -m trainer prepare | knn | fit | publish | fit-clip`: from a corpus to weights that a server loads."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from common.corpus import CorpusError
 from common.service.command import run_command
 from common.stages import stage
 from common.text import TextEncoder, packaged_encoder
+from trainer.clip_command import add_clip_flags, fit_clip
 from trainer.crops import DRAWN_SIZE, prepare_crops
 from trainer.dataset import RENDER_SIZE, Prepared, Progress, open_prepared, prepare
 from trainer.fit import Schedule, Trainer, open_run
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fitting.add_argument("--side", type=int, help="train at this side, whatever the preset's curriculum says")
     fitting.add_argument("--start-from", type=Path, help="weights folder that a new run starts from")
     fitting.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    add_clip_flags(command("fit-clip", "train the dual encoder of the retrieval service", _fit_clip))
     flags = parser.parse_args(arguments)
     if "run" in flags and flags.run is None:
         flags.run = Path("runs") / flags.preset
@@ -109,6 +111,10 @@ def _fit(flags: argparse.Namespace) -> None:
     _train(trainer, flags)
     if flags.weights:
         print(publish(trainer, flags.weights, prepared.fingerprint))
+
+
+def _fit_clip(flags: argparse.Namespace) -> None:
+    fit_clip(flags, _progress())
 
 
 def _at_side(row: Preset, side: int) -> Preset:

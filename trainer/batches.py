@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.images import shrink, to_unit
-from common.scenes import compose
+from common.scenes import CORNERS, SMALL, Scene, compose
 from trainer.dataset import NUM_SCENES, Prepared
 from trainer.presets import Preset
 
@@ -30,6 +30,7 @@ class Batch:
         group: neighbor set of each example [B].
         neighbors, neighbor_text, neighbor_text_mask, neighbor_mask: the sets [G, K, ...].
         keep_text, keep_neighbors: false where the condition is dropped [B].
+        placement: zoom and shift (row, column each) by which the picture's places are found in a whole drawing [B, 4].
     """
 
     x0: Tensor
@@ -47,6 +48,7 @@ class Batch:
     neighbor_mask: Tensor
     keep_text: Tensor
     keep_neighbors: Tensor
+    placement: Tensor
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
@@ -62,6 +64,15 @@ def rng_of(seed: int, step: int) -> np.random.Generator:
 def picture(prepared: Prepared, pair: int, variant: int, side: int) -> np.ndarray:
     """uint8 [side, side, 3] of a pair in one of its scenes."""
     return compose(lambda n: prepared.pictures[n][pair], prepared.scenes[pair][variant], side)
+
+
+def placement(scene: Scene) -> tuple[float, float, float, float]:
+    """Zoom and shift (row, column each) from a place p of the scene, in canvas units, to its place in the entity's own
+    drawing: (1 + zoom) (p - 0.5) + 0.5 + shift."""
+    if scene.corner is None:
+        return 0.0, 0.0, 0.0, 0.0
+    row, column = CORNERS[scene.corner]
+    return SMALL - 1, SMALL - 1, (SMALL - 1) * (0.5 - row), (SMALL - 1) * (0.5 - column)
 
 
 def base_batch(prepared: Prepared, preset: Preset, rng: np.random.Generator, side: int, anchors: np.ndarray) -> Batch:
@@ -89,7 +100,7 @@ def base_batch(prepared: Prepared, preset: Preset, rng: np.random.Generator, sid
     return Batch(
         x0=_images(pictures),
         eps=_noise(rng, (size, 3, side, side)),
-        t=torch.from_numpy(_times(rng, size)),
+        t=torch.from_numpy(_times(rng, size, preset.time_exponent)),
         low_res=torch.zeros(size, 3, 0, 0),
         low_res_eps=torch.zeros(size, 3, 0, 0),
         low_res_t=torch.zeros(size),
@@ -102,6 +113,11 @@ def base_batch(prepared: Prepared, preset: Preset, rng: np.random.Generator, sid
         neighbor_mask=neighbor_mask,
         keep_text=torch.from_numpy(rng.random(size) >= preset.text_dropout),
         keep_neighbors=torch.from_numpy(rng.random(size) >= preset.neighbor_dropout),
+        placement=torch.from_numpy(
+            np.array(
+                [placement(prepared.scenes[p][int(v)]) for p, v in zip(targets, variants, strict=True)], np.float32
+            )
+        ),
     )
 
 
@@ -151,7 +167,7 @@ def super_resolution_batch(
     return Batch(
         x0=_images(crops),
         eps=_noise(rng, (size, 3, side, side)),
-        t=torch.from_numpy(_times(rng, size)),
+        t=torch.from_numpy(_times(rng, size, preset.time_exponent)),
         low_res=_images(shrink(crops, preset.unet.scale)),
         low_res_eps=_noise(rng, (size, 3, low, low)),
         low_res_t=torch.from_numpy(low_t.astype(np.float32)),
@@ -164,6 +180,7 @@ def super_resolution_batch(
         neighbor_mask=none,
         keep_text=torch.ones(size, dtype=torch.bool),
         keep_neighbors=torch.ones(size, dtype=torch.bool),
+        placement=torch.zeros(size, 4),
     )
 
 
@@ -195,7 +212,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
     return noise.contiguous(memory_format=torch.channels_last)
 
 
-def _times(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Stratified uniform times: one in each of `size` equal parts, in random order (Kingma et al. 2021, appendix I)."""
-    t = (rng.permutation(size) + rng.random(size)) / size
+def _times(rng: np.random.Generator, size: int, exponent: float) -> np.ndarray:
+    """Stratified times u^exponent: one u in each of `size` equal parts, in random order (Kingma et al. 2021, appendix I)."""
+    t = ((rng.permutation(size) + rng.random(size)) / size) ** exponent
     return np.clip(t, TIME_MARGIN, 1.0).astype(np.float32)

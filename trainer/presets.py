@@ -20,6 +20,7 @@ class Preset:
             side goes on. Super-resolution trains on crops of its side.
         groups, draws: a batch is `groups` sets of neighbors times `draws` pictures that share them.
         neighbors: k, pairs that condition a picture.
+        time_exponent: training times are u^time_exponent, u uniform: below 1, noisier pictures are seen more often.
         text_dropout, neighbor_dropout: independent probabilities of the null condition (Re-Imagen, section 3.3).
         learning_rate, warmup_steps, decay_examples: linear warm-up, constant, then 1 / sqrt past `decay_examples`.
         ema_decay: of the averaged weights, reached by warm-up (1 + step) / (10 + step).
@@ -35,6 +36,7 @@ class Preset:
     groups: int
     draws: int
     neighbors: int
+    time_exponent: float
     text_dropout: float
     neighbor_dropout: float
     learning_rate: float
@@ -70,11 +72,13 @@ _DEMO_64 = Preset(
         text_width=384,
         embedding_width=256,
         scale=1,
+        placement=True,
     ),
     curriculum=((400_000, 32), (2**62, 64)),
     groups=6,
     draws=4,
     neighbors=2,
+    time_exponent=0.6,
     text_dropout=0.1,
     neighbor_dropout=0.1,
     learning_rate=1e-3,
@@ -100,11 +104,13 @@ _DEMO_256 = replace(
         text_width=0,
         embedding_width=128,
         scale=4,
+        placement=False,
     ),
     curriculum=((2**62, 64),),
     groups=16,
     draws=1,
     neighbors=0,
+    time_exponent=1.0,
     decay_examples=60_000,
     total_examples=400_000,
 )
@@ -123,6 +129,7 @@ _DEMO_1024 = replace(
         text_width=0,
         embedding_width=128,
         scale=4,
+        placement=False,
     ),
     curriculum=((2**62, 128),),
 )
@@ -137,6 +144,7 @@ _TINY_UNET = UNetConfig(
     text_width=384,
     embedding_width=32,
     scale=1,
+    placement=True,
 )
 _TINY_64 = replace(
     _DEMO_64,
@@ -148,7 +156,9 @@ _TINY_64 = replace(
     warmup_steps=4,
     total_examples=128,
 )
-_TINY_SR_UNET = replace(_TINY_UNET, patch=4, attention=(False, False), neighbor_attention=(False, False), scale=4)
+_TINY_SR_UNET = replace(
+    _TINY_UNET, patch=4, attention=(False, False), neighbor_attention=(False, False), scale=4, placement=False
+)
 _TINY_256 = replace(
     _DEMO_256,
     name="tiny-256",

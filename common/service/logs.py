@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
+TRACE = "trace"  # the name in `extra` of a trace that was written (and redacted) by its logger
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -28,19 +29,21 @@ class JsonFormatter(logging.Formatter):
         }
         line |= {name: value for name, value in vars(record).items() if name not in _OWN}
         if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
+            line[TRACE] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
 class TextFormatter(logging.Formatter):
-    """A plain line; what `extra` brought follows as name=value."""
+    """A plain line; what `extra` brought follows as name=value, and its trace on lines of its own."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        extra = " ".join(f"{name}={value}" for name, value in vars(record).items() if name not in _OWN)
-        return super().formatMessage(record) + (f" [{extra}]" if extra else "")
+        known = {name: value for name, value in vars(record).items() if name not in _OWN}
+        trace = known.pop(TRACE, "")
+        extra = " ".join(f"{name}={value}" for name, value in known.items())
+        return super().formatMessage(record) + (f" [{extra}]" if extra else "") + (f"\n{trace}" if trace else "")
 
 
 def configure_logs(*, service: str, level: str, style: str, stream: TextIO | None = None) -> None:

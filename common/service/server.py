@@ -14,17 +14,22 @@ from pathlib import Path
 from typing import Literal
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from common.service.config import ConfigError, setting
-from common.service.interceptor import CallInterceptor
+from common.service.health import SERVICE_NAME as HEALTH_NAME
+from common.service.health import Health
+from common.service.interceptor import CallInterceptor, CallLimits
+from common.service.keys import ApiKeys
 from common.service.metrics import MetricsEndpoint, RpcMetrics
+from common.service.tls import TlsFiles
 
 UNIX = "unix:"
 _MAX_UNIX_PATH_BYTES = 107  # sun_path of sockaddr_un is 108 bytes on Linux, with the closing zero
 _FLUSH_S = 0.1
+_BACKSTOP = 2  # times the largest request that is taken
 _MAX_PORT = 65535
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -40,7 +45,27 @@ class ServerSettings:
     max_concurrent_calls: int = setting(default=256, help="calls under way at once; more are RESOURCE_EXHAUSTED")
     max_request_bytes: int = setting(default=4 << 20, help="largest request taken, in bytes")
     max_response_bytes: int = setting(default=256 << 20, help="largest response sent, in bytes")
+    default_deadline_s: float = setting(default=0.0, help="seconds that a call without a deadline gets; 0: no limit")
+    max_deadline_s: float = setting(default=0.0, help="seconds that any call gets at most; 0: no limit")
+    drain_delay_s: float = setting(
+        default=0.0, help="seconds after SIGTERM in which calls are still taken while health says NOT_SERVING"
+    )
     grace_s: float = setting(default=10.0, help="seconds that calls under way get to end after SIGTERM or SIGINT")
+    tls_certificate_file: Path | None = setting(  # noqa: RUF009 (a field, as are the next)
+        default=None, help="PEM certificate chain; empty: no TLS"
+    )
+    tls_key_file: Path | None = setting(  # noqa: RUF009
+        default=None, help="PEM private key of the certificate"
+    )
+    tls_client_ca_file: Path | None = setting(  # noqa: RUF009
+        default=None, help="PEM certificates of authorities: clients must show a certificate of one; empty: need none"
+    )
+    read_keys_file: Path | None = setting(  # noqa: RUF009
+        default=None, help="API keys, one a line, that may read; with no file of keys nobody is asked for one"
+    )
+    admin_keys_file: Path | None = setting(  # noqa: RUF009
+        default=None, help="API keys, one a line, that may change things too"
+    )
     parent_pid: int = setting(default=0, help="end when the process with this id, which started us, ends; 0: stay")
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         default="info", help="debug, info, warning or error"
@@ -53,6 +78,7 @@ async def serve(
     *,
     opened: Opened,
     registry: CollectorRegistry,
+    admin_methods: frozenset[str] = frozenset(),
     announce: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
@@ -66,30 +92,40 @@ async def serve(
         opened: called with the server, gives a context in which the services live: on entry it opens what
             they need, registers them, and gives their full names; on exit it closes what it opened.
         registry: where the counts of calls go, and what the metrics endpoint shows.
+        admin_methods: full names ("/package.Service/Method") of methods that need an admin key, where keys are asked for.
         announce: called once, when serving, with the address a client dials; prints "ready ADDRESS" when not
             given.
         stop: ends the serving, for a host that has no signals.
 
     Raises:
-        ConfigError: the address cannot be used.
+        ConfigError: the address, the TLS files or the files of keys cannot be used.
         OSError: the metrics port is taken.
     """
     stop = stop or asyncio.Event()
-    interceptor = CallInterceptor(RpcMetrics(registry))
+    interceptor = CallInterceptor(
+        RpcMetrics(registry),
+        CallLimits(
+            max_concurrent=settings.max_concurrent_calls,
+            max_request_bytes=settings.max_request_bytes,
+            default_deadline_s=settings.default_deadline_s,
+            max_deadline_s=settings.max_deadline_s,
+        ),
+        keys=ApiKeys(read=settings.read_keys_file, admin=settings.admin_keys_file),
+        admin_methods=admin_methods,
+    )
     server = grpc.aio.server(
         interceptors=[interceptor],
-        maximum_concurrent_rpcs=settings.max_concurrent_calls,
         options=(
-            ("grpc.max_receive_message_length", settings.max_request_bytes),
+            # Our own limit answers with details; this one, which cannot, keeps what is read into memory bounded.
+            ("grpc.max_receive_message_length", _BACKSTOP * settings.max_request_bytes),
             ("grpc.max_send_message_length", settings.max_response_bytes),
             # Without this a second server on the same port starts well and takes half of the calls.
             ("grpc.so_reuseport", 0),
         ),
     )
-    checker = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-    await checker.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    checker = Health()
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)
-    host, address = _bind(server, settings.address)
+    host, address = _bind(server, settings)
     async with AsyncExitStack() as stack:
         if settings.metrics_port:
             endpoint = MetricsEndpoint(registry, host=host, port=settings.metrics_port)
@@ -98,13 +134,13 @@ async def serve(
         await server.start()
         stack.push_async_callback(server.stop, 0)
         names = await stack.enter_async_context(opened(server))
-        reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection((*names, HEALTH_NAME, reflection.SERVICE_NAME), server)
         interceptor.ready = True
-        for name in ("", *names):
-            await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
+        checker.set_serving(("", *names))
         (announce or _print_ready)(address)
         await stop.wait()
-        await checker.enter_graceful_shutdown()
+        checker.set_all_not_serving()
+        await asyncio.sleep(settings.drain_delay_s)  # balancers learn of it; what they still send is answered
         await _drain(server, interceptor.idle, settings.grace_s)
 
 
@@ -126,8 +162,10 @@ def die_with_parent(parent_pid: int) -> None:
         raise ConfigError(f"--parent-pid: {parent_pid} did not start this process, or has ended")
 
 
-def _bind(server: grpc.aio.Server, address: str) -> tuple[str, str]:
+def _bind(server: grpc.aio.Server, settings: ServerSettings) -> tuple[str, str]:
     """Bind; gives the host for other endpoints, and the address to dial with a real port in it."""
+    address = settings.address
+    tls = TlsFiles.of(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
     if address.startswith(UNIX):
         path = Path(address.removeprefix(UNIX))
         if len(os.fsencode(path)) > _MAX_UNIX_PATH_BYTES:
@@ -138,8 +176,9 @@ def _bind(server: grpc.aio.Server, address: str) -> tuple[str, str]:
         host, colon, number = address.rpartition(":")
         if not (host and colon and number.isdecimal() and int(number) <= _MAX_PORT):  # gRPC takes any number
             raise ConfigError(f"address: {address!r} is neither unix:/path nor host:port")
+    credentials = tls.credentials() if tls else None
     try:
-        port = server.add_insecure_port(address)
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError:
         raise ConfigError(f"address: cannot listen on {address!r} (taken, not permitted, or no such host)") from None
     if address.startswith(UNIX):

@@ -21,8 +21,11 @@ class Condition:
         text: keys and values of the text, one entry for each text attention of the U-Net.
         text_mask: true where a token may be read [B, L].
         text_embedding: pooled text [B, embedding_width], zero where the text is dropped.
+        placement: zoom and shift, each (row, column), at which the neighbors are read [B, 4], zero where the text is
+            dropped: a pixel at p, in canvas units, looks at (1 + zoom) (p - 0.5) + 0.5 + shift.
         neighbors: keys and values of the neighbors' feature maps, one entry for each neighbor attention.
         neighbor_mask: true where a neighbor may be read [B, K].
+        pictures: the neighbors themselves in [-1, 1] [B, K, 3, H, W], where the U-Net reads them; K is 0 elsewhere.
         low_res: low-resolution input [B, 3, h, w]; its side is 0 where there is none.
         augmentation: log-SNR of the low-resolution input [B].
     """
@@ -30,8 +33,10 @@ class Condition:
     text: tuple[KeysValues, ...]
     text_mask: Tensor
     text_embedding: Tensor
+    placement: Tensor
     neighbors: tuple[KeysValues, ...]
     neighbor_mask: Tensor
+    pictures: Tensor
     low_res: Tensor
     augmentation: Tensor
 
@@ -52,9 +57,10 @@ def concatenate(conditions: Sequence[Condition]) -> Condition:
     """Stack conditions along the batch; texts and neighbor sets of different lengths are padded with masked tokens."""
     length = max(c.text_mask.shape[1] for c in conditions)
     count = max(c.neighbor_mask.shape[1] for c in conditions)
+    pictures = max(c.pictures.shape[1] for c in conditions)
     holder = next((c for c in conditions if c.neighbor_mask.shape[1] == count), conditions[0])
     sizes = [key.shape[2] // max(count, 1) for key, _ in holder.neighbors]  # tokens of one neighbor, by layer
-    padded = [_pad(c, length, count, sizes) for c in conditions]
+    padded = [_pad(c, length, count, pictures, sizes) for c in conditions]
     first = padded[0]
 
     def stack(name: str) -> Tensor:
@@ -71,14 +77,16 @@ def concatenate(conditions: Sequence[Condition]) -> Condition:
         text=stack_layers("text"),
         text_mask=stack("text_mask"),
         text_embedding=stack("text_embedding"),
+        placement=stack("placement"),
         neighbors=stack_layers("neighbors"),
         neighbor_mask=stack("neighbor_mask"),
+        pictures=stack("pictures"),
         low_res=stack("low_res"),
         augmentation=stack("augmentation"),
     )
 
 
-def _pad(condition: Condition, length: int, count: int, sizes: Sequence[int]) -> Condition:
+def _pad(condition: Condition, length: int, count: int, pictures: int, sizes: Sequence[int]) -> Condition:
     missing_text = length - condition.text_mask.shape[1]
     missing_neighbors = count - condition.neighbor_mask.shape[1]
     if not missing_text and not missing_neighbors:
@@ -93,6 +101,7 @@ def _pad(condition: Condition, length: int, count: int, sizes: Sequence[int]) ->
         text_mask=F.pad(condition.text_mask, (0, missing_text)),
         neighbors=neighbors,
         neighbor_mask=F.pad(condition.neighbor_mask, (0, missing_neighbors)),
+        pictures=F.pad(condition.pictures, (0, 0, 0, 0, 0, 0, 0, pictures - condition.pictures.shape[1])),
     )
 
 

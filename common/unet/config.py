@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+PLACEMENT_SIZE = 4  # zoom and shift, each (row, column)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -20,6 +22,8 @@ class UNetConfig:
         text_width: width of the text encoder's token states; 0 for a U-Net without text.
         embedding_width: width of the noise-level embedding.
         scale: how many times larger than its low-resolution input; 1 for a U-Net without one.
+        placement: whether the text says where the neighbors are read ("small in the top left corner"), and they are laid
+            there, pixel by pixel, beside what attention finds.
     """
 
     patch: int
@@ -31,6 +35,7 @@ class UNetConfig:
     text_width: int
     embedding_width: int
     scale: int
+    placement: bool
 
     def __post_init__(self) -> None:
         levels = {len(self.widths), len(self.blocks), len(self.attention), len(self.neighbor_attention)}
@@ -43,6 +48,8 @@ class UNetConfig:
                 raise ValueError(f"unet.widths: {width} is not divisible by 4 (2-D positions)")
         if self.patch < 1 or self.scale < 1 or self.patch % self.scale:
             raise ValueError(f"unet.patch: {self.patch} is not a multiple of scale {self.scale}")
+        if self.placement and not (self.text_width and self.uses_neighbors):
+            raise ValueError("unet.placement: needs a U-Net with text and neighbors")
 
     def _attends(self) -> tuple[bool, ...]:
         return tuple(a or n for a, n in zip(self.attention, self.neighbor_attention, strict=True))

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from common.diffusion.schedule import LOG_SNR_MAX
 from common.unet.condition import Condition, KeysValues
-from common.unet.config import UNetConfig
-from common.unet.layers import Attention, NoiseEmbedding, ResidualBlock
+from common.unet.config import PLACEMENT_SIZE, UNetConfig
+from common.unet.layers import Attention, NoiseEmbedding, Placement, Reference, ResidualBlock, grid_places
 
 SELF_SHARPNESS = 8.0
 TEXT_SHARPNESS = 4.0
@@ -102,6 +102,8 @@ class UNet(nn.Module):
             if attends
         )
         self.pool_text = nn.Linear(config.text_width, config.embedding_width) if config.text_width else None
+        self.placement = Placement(config.text_width) if config.placement else None
+        self.reference = Reference(first, patch) if config.placement else None
         if config.scale > 1:
             fold = patch // config.scale
             self.embed_augmentation = NoiseEmbedding(config.embedding_width)
@@ -149,15 +151,19 @@ class UNet(nn.Module):
             neighbor_mask = neighbor_mask[:, :0]
         if group is not None:
             encoded = tuple((key[group], value[group]) for key, value in encoded)
-            neighbor_mask = neighbor_mask[group]
+            neighbor_mask, neighbors = neighbor_mask[group], neighbors[group]
         if (low_res is None) != (self.config.scale == 1) or (augmentation is None) != (self.config.scale == 1):
             raise ValueError("low_res: a super-resolution U-Net needs it with its augmentation; no other takes it")
         return Condition(
             text=self._text(self._text_attentions(), text),
             text_mask=text_mask if self.pool_text is not None else text_mask[:, :0],
             text_embedding=self._pool(text, text_mask),
+            placement=self.placement(text, text_mask)
+            if self.placement is not None
+            else text.new_zeros(batch, PLACEMENT_SIZE),
             neighbors=encoded,
             neighbor_mask=neighbor_mask,
+            pictures=neighbors if self.reference is not None else neighbors[:, :0],
             low_res=low_res if low_res is not None else text.new_zeros(batch, 3, 0, 0),
             augmentation=augmentation if augmentation is not None else text.new_zeros(batch),
         )
@@ -169,6 +175,9 @@ class UNet(nn.Module):
         if self.config.scale > 1:
             embedding = embedding + self.embed_augmentation(condition.augmentation)
             x = x + self.low_res_stem(F.pixel_unshuffle(condition.low_res, self.config.patch // self.config.scale))
+        if self.reference is not None and condition.neighbor_mask.shape[1]:
+            size = (x_t.shape[2], x_t.shape[3])
+            x = x + self.reference(condition.pictures, condition.neighbor_mask, condition.placement, size)
         text = list(condition.text)
         features = self.dstack(x, embedding, text, condition.text_mask)
         features = self._attend_to_neighbors(features, condition)
@@ -193,9 +202,18 @@ class UNet(nn.Module):
             count = condition.neighbor_mask.shape[1]
             per_neighbor = key.shape[2] // count if count else 0
             mask = condition.neighbor_mask.repeat_interleave(per_neighbor, dim=1)
-            attended[i] = self.neighbor_attention[layer](features[i], key, value, mask)
+            places = self._places(condition.placement, (features[i].shape[2], features[i].shape[3]))
+            attended[i] = self.neighbor_attention[layer](features[i], key, value, mask, places)
             layer += 1
         return attended
+
+    def _places(self, placement: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """Where each cell of the grid looks in the neighbors [B, H * W, 2]; None: at its own place."""
+        if self.placement is None:
+            return None
+        zoom, shift = placement[:, None].chunk(2, -1)  # [B, 1, 2] each
+        centred = grid_places(*grid).to(placement.device) - 0.5
+        return (1 + zoom) * centred + 0.5 + shift
 
     def _encode_neighbors(self, pictures: Tensor, text: Tensor, text_mask: Tensor) -> tuple[KeysValues, ...]:
         """The DStack at t = 0 over each neighbor with its own caption; K maps become one set of tokens a level."""

@@ -18,6 +18,7 @@ from common.diffusion.sampler import SAMPLERS
 from common.diffusion.threshold import THRESHOLDINGS
 from common.service.command import run_command
 from common.service.config import ConfigError
+from common.service.errors import ServiceError
 from common.service.server import die_with_parent
 from common.stages import STAGES
 from deploy.local.children import ROOT, ChildFailed
@@ -25,9 +26,19 @@ from deploy.local.display import make_display
 from deploy.local.generate import BadRequest, Places, generate
 from deploy.local.knowledge_base import ensure_knowledge_base
 from deploy.local.stack import GeneratorFlags, running_retrieval
-from retrieval_svc.index_folder import IndexFolderError
+from retrieval_svc.folder_lock import FolderInUse
+from retrieval_svc.library import LibraryError
 
-EXPECTED = (BadRequest, ChildFailed, ConfigError, CorpusError, GenerationFailed, IndexFolderError)
+EXPECTED = (
+    BadRequest,
+    ChildFailed,
+    ConfigError,
+    CorpusError,
+    FolderInUse,
+    GenerationFailed,
+    LibraryError,
+    ServiceError,
+)
 ADDRESS = "{address}"
 SIZES = tuple(spec.size for spec in STAGES)
 _OVERRIDES: dict[str, dict[str, Any]] = {
@@ -130,15 +141,15 @@ def _overrides(flags: argparse.Namespace) -> tuple[StageOverrides, ...]:
 def _build(flags: argparse.Namespace) -> None:
     display = make_display()
     with display.live():
-        index = ensure_knowledge_base(flags.work, display)
-    print(index)
+        library = ensure_knowledge_base(flags.work, display)
+    print(library)
 
 
 def _with_retrieval(flags: argparse.Namespace) -> None:
     display = make_display()
     with display.live():
-        index = ensure_knowledge_base(flags.work, display)
-    with running_retrieval(index, flags.work / "logs") as address:
+        library = ensure_knowledge_base(flags.work, display)
+    with running_retrieval(library, flags.work / "logs") as address:
         command = [word.replace(ADDRESS, address) for word in flags.argv]
         status = subprocess.run(command, preexec_fn=partial(die_with_parent, os.getpid())).returncode
     if status:

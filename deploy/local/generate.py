@@ -100,15 +100,16 @@ def generate(
         BadRequest: the request cannot be.
         ChildFailed: a service cannot start, e.g. for want of weights.
         GenerationFailed: the generator refuses, or fails.
-        CorpusError, OSError: the knowledge base cannot be made, or the files cannot be written.
+        CorpusError, FolderInUse, LibraryError, OSError: the knowledge base cannot be made or is in use, or the files cannot be
+            written.
     """
     started = time.perf_counter()
     check_request(request)
     check_folder(places.out)
-    index = ensure_knowledge_base(places.work, display)
+    library = ensure_knowledge_base(places.work, display)
     display.say("starting retrieval and generation")
     launched = time.perf_counter()
-    with running_stack(index, flags, places.logs) as stack:
+    with running_stack(library, flags, places.logs) as stack:
         start_s = time.perf_counter() - launched
         try:
             drawn = _draw(request, stack.address, display, timeout_s)

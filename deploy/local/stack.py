@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.local.children import Child, running
+from deploy.local.working_copy import working_copy
 
 GRACE_S = "1"  # whoever ends the stack waits for no call
 
@@ -38,24 +39,26 @@ class Stack:
 
 
 @contextmanager
-def running_retrieval(index: Path, logs: Path) -> Iterator[str]:
-    """The address of a retrieval service over `index`, for as long as the block lasts; its log is kept in `logs`."""
-    with _scratch(logs) as scratch:
-        child, address = _start_retrieval(index, scratch)
+def running_retrieval(library: Path, logs: Path) -> Iterator[str]:
+    """The address of a retrieval service over a copy of `library`, for as long as the block lasts; its log is kept in
+    `logs`."""
+    with _scratch(logs) as scratch, working_copy(library) as data:
+        child, address = _start_retrieval(data, scratch)
         with running([child]):
             yield address
 
 
 @contextmanager
-def running_stack(index: Path, flags: GeneratorFlags, logs: Path) -> Iterator[Stack]:
-    """Retrieval and generation, for as long as the block lasts; their logs are kept in `logs`.
+def running_stack(library: Path, flags: GeneratorFlags, logs: Path) -> Iterator[Stack]:
+    """Retrieval over a copy of `library` and generation, for as long as the block lasts; their logs are kept in `logs`.
 
     Both are started at once: loading the networks is what takes time.
 
     Raises:
         ChildFailed: one of them cannot start; the message is what it says.
+        FolderInUse: another process has the library itself open.
     """
-    with _scratch(logs) as scratch:
+    with _scratch(logs) as scratch, working_copy(library) as data:
         address = f"unix:{scratch}/generator.sock"
         retrieval_address = f"unix:{scratch}/retrieval.sock"
         settings = {
@@ -66,14 +69,14 @@ def running_stack(index: Path, flags: GeneratorFlags, logs: Path) -> Iterator[St
             "threads": str(flags.threads),
         }
         generator = _start("generator", "generator_svc", settings, scratch)
-        retrieval, _ = _start_retrieval(index, scratch)
+        retrieval, _ = _start_retrieval(data, scratch)
         with running([retrieval, generator]):
             yield Stack(generator=generator, address=address)
 
 
-def _start_retrieval(index: Path, scratch: Path) -> tuple[Child, str]:
+def _start_retrieval(data: Path, scratch: Path) -> tuple[Child, str]:
     address = f"unix:{scratch}/retrieval.sock"
-    return _start("retrieval", "retrieval_svc", {"address": address, "index": str(index.absolute())}, scratch), address
+    return _start("retrieval", "retrieval_svc", {"address": address, "data": str(data.absolute())}, scratch), address
 
 
 def _start(name: str, module: str, settings: dict[str, str], scratch: Path) -> Child:

@@ -23,9 +23,10 @@ BASE = UNetConfig(
     text_width=12,
     embedding_width=16,
     scale=1,
+    placement=True,
 )
 SUPER_RESOLUTION = replace(
-    BASE, patch=4, attention=(False, False), neighbor_attention=(False, False), text_width=0, scale=4
+    BASE, patch=4, attention=(False, False), neighbor_attention=(False, False), text_width=0, scale=4, placement=False
 )
 SUPER_RESOLUTION_WITH_NEIGHBORS = replace(BASE, patch=4, scale=4, neighbor_attention=(False, True))
 

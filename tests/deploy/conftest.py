@@ -20,7 +20,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus of the demonstration's version, and its index."""
+    """A folder with a corpus of the demonstration's version, and the knowledge base made of it."""
     return write_knowledge_base(tmp_path_factory.mktemp("work"))
 
 

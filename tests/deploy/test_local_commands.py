@@ -17,6 +17,7 @@ import pytest
 from common.images import decode_rgb
 from deploy.local.__main__ import main
 from deploy.local.children import ROOT
+from deploy.local.knowledge_base import LIBRARY, NAME
 
 PROMPT = "a guide dog, noto style, on a blue background"
 TIMEOUT_S = 120.0
@@ -204,9 +205,8 @@ def test_what_needs_no_service_is_refused_before_anything_starts(
 
 
 def test_a_knowledge_base_that_is_there_is_kept(capsys: pytest.CaptureFixture[str], work: Path) -> None:
-    before = {
-        path: path.stat().st_mtime_ns for path in (work / "corpus", work / "index", work / "index" / "index.json")
-    }
+    kept = (work / "corpus", work / LIBRARY / NAME / "knowledge-base.json", work / LIBRARY / NAME / "pairs")
+    before = {path: path.stat().st_mtime_ns for path in kept}
     assert main(["knowledge-base", "--work", str(work)]) == 0
-    assert capsys.readouterr().out == f"{work / 'index'}\n"
-    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert capsys.readouterr().out == f"{work / LIBRARY}\n"
+    assert before == {path: path.stat().st_mtime_ns for path in kept}

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.corpus import Pair, write_corpus
+from common.corpus import Facet, Pair, write_corpus
 from common.images import decode_rgb
+from common.scenes import scene_phrases
 from evaluation.cascade import Cascade, neighbor_picture
 from evaluation.demo import Size, evaluate_demo, write_results
 from evaluation.suite import Suite, demo_suite
-from retrieval_svc.index_build import build_index
 from retrieval_svc.knowledge_base import KnowledgeBase
-from tests.generator_svc.tiny_stack import make_pairs, write_weights
+from retrieval_svc.pairs import NewPair
+from retrieval_svc.retrieval import Query
+from tests.generator_svc.tiny_stack import STYLES, make_pairs, write_weights
 
 FLOORS = (
     "entity_r1",
@@ -59,13 +63,26 @@ def test_more_prompts_than_there_are_is_an_error(corpus: Path) -> None:
         demo_suite(corpus, 10, min_gallery=3)
 
 
-def test_every_figure_is_measured_and_written(suite: Suite, corpus: Path, tmp_path: Path) -> None:
-    build_index(corpus, tmp_path / "index", lambda done, total: None)
+@pytest.fixture(scope="module")
+def knowledge_base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KnowledgeBase]:
+    """The pairs of the corpus, opened."""
+    style = Facet(name="style", template="{value} style", values=STYLES)
+    folder = tmp_path_factory.mktemp("knowledge-base") / "tiny"
+    with closing(KnowledgeBase.create(folder, facets=(style,), scene_phrases=scene_phrases())) as made:
+        made.upsert(
+            [
+                NewPair(pair_id=p.key, caption=p.caption, image=p.image, entity=p.entity, facets=p.facets)
+                for p in held_out_pairs()
+            ]
+        )
+        made.catch_up()
+        yield made
+
+
+def test_every_figure_is_measured_and_written(suite: Suite, knowledge_base: KnowledgeBase, tmp_path: Path) -> None:
     cascade = Cascade.load(write_weights(tmp_path / "weights"))
     size = Size(prompts=9, enlarged_256=1, enlarged_1024=1, drift=1)
-    figures, sheet = evaluate_demo(
-        suite, KnowledgeBase.open(tmp_path / "index"), cascade, size, lambda task, done, total: None
-    )
+    figures, sheet = evaluate_demo(suite, knowledge_base, cascade, size, lambda task, done, total: None)
     write_results(tmp_path / "results", figures, sheet)
     written = json.loads((tmp_path / "results" / "demo.json").read_text())
     assert set(FLOORS) <= set(written)
@@ -75,21 +92,19 @@ def test_every_figure_is_measured_and_written(suite: Suite, corpus: Path, tmp_pa
     assert decode_rgb((tmp_path / "results" / "demo.png").read_bytes()).shape == sheet.shape
 
 
-def test_the_pair_asked_for_is_not_among_the_neighbors(suite: Suite, corpus: Path, tmp_path: Path) -> None:
-    build_index(corpus, tmp_path / "index", lambda done, total: None)
-    knowledge_base = KnowledgeBase.open(tmp_path / "index")
+def test_the_pair_asked_for_is_not_among_the_neighbors(suite: Suite, knowledge_base: KnowledgeBase) -> None:
     for prompt in suite.prompts:
-        found = knowledge_base.retrieve(prompt.text, k=2, excluded_pair_ids=frozenset({prompt.target.key}))
-        assert {n.entity for n in found.neighbors} == {prompt.target.entity}
-        assert prompt.target.key not in {n.pair_id for n in found.neighbors}
+        found = knowledge_base.retrieve(Query(prompt=prompt.text, k=2, exclude_exact=True))
+        assert {n.pair.entity for n in found.neighbors} == {prompt.target.entity}
+        assert prompt.target.key not in {n.pair.pair_id for n in found.neighbors}
 
 
-def test_pictures_do_not_depend_on_how_prompts_are_batched(corpus: Path, suite: Suite, tmp_path: Path) -> None:
-    build_index(corpus, tmp_path / "index", lambda done, total: None)
-    knowledge_base = KnowledgeBase.open(tmp_path / "index")
+def test_pictures_do_not_depend_on_how_prompts_are_batched(
+    suite: Suite, knowledge_base: KnowledgeBase, tmp_path: Path
+) -> None:
     cascade = Cascade.load(write_weights(tmp_path / "weights"), sizes=(64,))
     texts = [p.text for p in suite.prompts]
-    found = [knowledge_base.retrieve(text, k=2).neighbors for text in texts]
+    found = [knowledge_base.retrieve(Query(prompt=text, k=2)).neighbors for text in texts]
     together = cascade.draw_64(texts, found, seed=3)
     alone = cascade.draw_64(texts[:1], found[:1], seed=3)
     assert np.abs(together[0].astype(int) - alone[0].astype(int)).max() <= 1

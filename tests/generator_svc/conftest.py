@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from client.generator import GeneratorClient
+from deploy.local.knowledge_base import LIBRARY
 from tests.generator_svc.tiny_stack import (
     Host,
     Service,
@@ -27,7 +28,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def knowledge_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus and its index."""
+    """A folder with a corpus and the library made of it."""
     return write_knowledge_base(tmp_path_factory.mktemp("knowledge-base"))
 
 
@@ -42,7 +43,7 @@ def host() -> Iterator[Host]:
 @pytest.fixture(scope="session")
 def retrieval_address(host: Host, knowledge_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A running retrieval service."""
-    service = retrieval_service(knowledge_base / "index", tmp_path_factory.mktemp("r") / "retrieval.sock")
+    service = retrieval_service(knowledge_base / LIBRARY, tmp_path_factory.mktemp("r") / "retrieval.sock")
     with host.running(service) as address:
         yield address
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -21,12 +22,14 @@ from common.scenes import Scene, caption, scene_phrases
 from common.service.server import Opened, ServerSettings, serve
 from common.unet.config import UNetConfig
 from common.unet.unet import UNet
+from deploy.local.display import Lines
+from deploy.local.knowledge_base import ensure_knowledge_base
 from generator_svc.__main__ import GeneratorSettings
 from generator_svc.__main__ import opened as generator_opened
-from retrieval_svc.__main__ import RetrievalSettings
-from retrieval_svc.__main__ import _opened as retrieval_opened
 from retrieval_svc.iconify import VERSION
-from retrieval_svc.index_build import build_index
+from retrieval_svc.knowledge_base_servicer import ADMIN_METHODS
+from retrieval_svc.serve_command import opened as retrieval_opened
+from retrieval_svc.settings import RetrievalSettings
 
 STYLES = ("noto", "twemoji", "openmoji")
 ENTITIES = ("guide dog", "red apple", "steam locomotive", "old oak tree")
@@ -42,8 +45,17 @@ TINY_64 = UNetConfig(
     text_width=384,
     embedding_width=16,
     scale=1,
+    placement=True,
 )
-TINY_256 = replace(TINY_64, patch=8, attention=(False, False), neighbor_attention=(False, False), text_width=0, scale=4)
+TINY_256 = replace(
+    TINY_64,
+    patch=8,
+    attention=(False, False),
+    neighbor_attention=(False, False),
+    text_width=0,
+    scale=4,
+    placement=False,
+)
 TINY_UNETS = {64: TINY_64, 256: TINY_256, 1024: replace(TINY_256, patch=32)}
 
 
@@ -87,16 +99,11 @@ def make_pairs() -> list[Pair]:
 
 
 def write_knowledge_base(folder: Path) -> Path:
-    """A corpus and its index in `folder`, as the demonstration's are laid out."""
-    write_corpus(
-        folder / "corpus",
-        make_pairs(),
-        name="tiny",
-        version=VERSION,
-        facets=(Facet(name="style", template="{value} style", values=STYLES),),
-        scene_phrases=scene_phrases(),
-    )
-    build_index(folder / "corpus", folder / "index", lambda done, total: None)
+    """A corpus and the library with its knowledge base in `folder`, as the demonstration's are laid out."""
+    facets = (Facet(name="style", template="{value} style", values=STYLES),)
+    phrases = scene_phrases()
+    write_corpus(folder / "corpus", make_pairs(), name="tiny", version=VERSION, facets=facets, scene_phrases=phrases)
+    ensure_knowledge_base(folder, Lines(io.StringIO()))
     return folder
 
 
@@ -119,6 +126,7 @@ class Host:
                     service.settings,
                     opened=service.opened,
                     registry=service.registry,
+                    admin_methods=service.admin_methods,
                     announce=started.set_result,
                     stop=stop,
                 )
@@ -148,6 +156,7 @@ class Service:
     settings: ServerSettings
     opened: Opened
     registry: CollectorRegistry
+    admin_methods: frozenset[str] = frozenset()
 
     def figure(self, name: str, **labels: object) -> float:
         """The value of a metric; 0 where it was never set."""
@@ -155,11 +164,12 @@ class Service:
         return 0.0 if value is None else value
 
 
-def retrieval_service(index: Path, socket: Path) -> Service:
-    """The retrieval service over `index`."""
-    settings = RetrievalSettings(address=f"unix:{socket}", index=index, grace_s=1.0)
+def retrieval_service(data: Path, socket: Path, **settings: Any) -> Service:
+    """The retrieval service over the library in `data`."""
+    given = RetrievalSettings(address=f"unix:{socket}", data=data, grace_s=1.0, **settings)
     registry = CollectorRegistry()
-    return Service(settings=settings, opened=partial(retrieval_opened, settings, registry), registry=registry)
+    opening = partial(retrieval_opened, given, registry)
+    return Service(settings=given, opened=opening, registry=registry, admin_methods=ADMIN_METHODS)
 
 
 def generator_service(socket: Path, **settings: Any) -> Service:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from common.images import to_unit
-from common.scenes import compose
+from common.scenes import CORNERS, Scene, compose
 from tests.trainer.shapes import letters, marked, shown
-from trainer.batches import TIME_MARGIN, Batch, picture, rng_of
+from trainer.batches import TIME_MARGIN, Batch, picture, placement, rng_of
 from trainer.dataset import NUM_SCENES, Prepared
 from trainer.presets import Preset
 from trainer.sources import NeighborSource
@@ -160,14 +161,35 @@ def test_dropout_knobs_are_consumed(tiny: Preset) -> None:
 
 
 def test_times_are_stratified(tiny: Preset) -> None:
-    """One time in each of B equal parts of [0, 1], in no order."""
+    """One u in each of B equal parts of [0, 1], in no order; t = u^time_exponent."""
     ordered = 0
     for batch in many(tiny, 40):
-        parts = np.floor(batch.t.numpy() * tiny.batch).clip(0, tiny.batch - 1)
+        parts = np.floor(batch.t.numpy().astype(np.float64) ** (1 / tiny.time_exponent) * tiny.batch + 1e-4).clip(
+            0, tiny.batch - 1
+        )
         assert sorted(parts.tolist()) == list(range(tiny.batch))
         assert batch.t.min() >= TIME_MARGIN and batch.t.max() <= 1.0
         ordered += bool((np.diff(parts) > 0).all())
     assert ordered == 0
+
+
+@pytest.mark.parametrize("corner", [None, *CORNERS])
+def test_placement_finds_the_drawing(corner: str | None) -> None:
+    """Each pixel of the small entity is the pixel of the whole drawing at the placed place."""
+    whole = np.zeros((32, 32, 4), np.uint8)
+    whole[..., 3] = 255
+    whole[..., 0], whole[..., 1] = np.mgrid[:32, :32] * 4
+    scene = Scene(color="red", corner=corner)
+    picture = compose(lambda side: whole[:: 32 // side, :: 32 // side], scene, 32)
+    zoom_row, zoom_column, shift_row, shift_column = placement(scene)
+    for row, column in np.ndindex(32, 32):
+        y = (1 + zoom_row) * ((row + 0.5) / 32 - 0.5) + 0.5 + shift_row
+        x = (1 + zoom_column) * ((column + 0.5) / 32 - 0.5) + 0.5 + shift_column
+        if 0 < y < 1 and 0 < x < 1:
+            assert abs(picture[row, column, 0] / 4 - (y * 32 - 0.5)) <= 0.5
+            assert abs(picture[row, column, 1] / 4 - (x * 32 - 0.5)) <= 0.5
+        else:
+            assert tuple(picture[row, column]) == scene.rgb
 
 
 def test_noise_is_standard_and_new(tiny: Preset) -> None:

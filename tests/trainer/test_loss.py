@@ -16,7 +16,7 @@ from common.stages import stage
 from common.unet.unet import UNet
 from trainer.batches import Batch, rng_of
 from trainer.dataset import RENDER_SIZE, Prepared
-from trainer.loss import condition_of, example_losses, paired_losses, training_loss
+from trainer.loss import PLACEMENT_WEIGHT, condition_of, example_losses, paired_losses, training_loss
 from trainer.presets import Preset
 from trainer.sources import CropSource, NeighborSource
 
@@ -112,8 +112,10 @@ def test_training_loss_drops_what_the_batch_says(batch: Batch, tiny: Preset) -> 
     for text in (yes, ~yes):
         for neighbors in (yes, ~yes):
             said = training_loss(unet, spec, replace(batch, keep_text=text, keep_neighbors=neighbors))
-            expected = example_losses(unet, spec, batch, keep(condition, text, neighbors)).mean()
-            torch.testing.assert_close(said, expected)
+            pictures = example_losses(unet, spec, batch, keep(condition, text, neighbors)).mean()
+            said_places = condition.placement.detach().numpy()
+            misplaced = np.square(said_places - batch.placement.numpy()).mean(1) * text.numpy()
+            torch.testing.assert_close(said, pictures + PLACEMENT_WEIGHT * float(misplaced.mean()))
             losses[bool(text[0]), bool(neighbors[0])] = float(said.detach())
     assert len(set(losses.values())) == 4, "each condition says something else"
 

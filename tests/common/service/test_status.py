@@ -36,6 +36,10 @@ def _seen_by_client(error: Exception) -> Failed:
         (errors.ResourceExhausted("too much"), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.Unavailable("away"), grpc.StatusCode.UNAVAILABLE),
         (errors.DeadlineExceeded("late"), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (errors.AlreadyExists("there"), grpc.StatusCode.ALREADY_EXISTS),
+        (errors.Unauthenticated("who"), grpc.StatusCode.UNAUTHENTICATED),
+        (errors.PermissionDenied("no"), grpc.StatusCode.PERMISSION_DENIED),
+        (errors.Unimplemented("what"), grpc.StatusCode.UNIMPLEMENTED),
         (errors.DataLoss("gone"), grpc.StatusCode.DATA_LOSS),
         (ZeroDivisionError("secret"), grpc.StatusCode.INTERNAL),
     ],
@@ -68,3 +72,14 @@ def test_errors_without_readable_details() -> None:
     for failed in (grpc.RpcError(), Failed(None), Failed(()), Failed(((DETAILS_KEY, b"\xff\xff"),))):
         assert violations(failed) == ()
         assert retry_after_s(failed) is None
+
+
+def test_long_texts_fit_into_trailers() -> None:
+    """gRPC takes 8 KiB of trailers, and percent-encodes the message."""
+    for text in ("x" * 100_000, "🐕" * 100_000):
+        error = errors.InvalidArgument(text, text)
+        status = status_of(error)
+        ((_, details),) = status.trailing_metadata
+        assert 3 * len(status.details.encode()) + 4 / 3 * len(details) < 8000
+        assert status.details.endswith("...")
+    assert status_of(errors.NotFound("é" * 300)).details == "é" * 300

@@ -1,0 +1,104 @@
+"""Placement: the text says where the neighbors are read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from common.conditioning import keep
+from common.unet.layers import Placement, Reference, encode_places, grid_places, grid_positions, place_pictures
+
+
+def conditioning(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name not in ("x_t", "log_snr")}
+
+
+def test_it_begins_by_moving_nothing(base_config, make_unet, make_inputs) -> None:
+    inputs = make_inputs(base_config)
+    unet = make_unet(base_config)
+    with torch.no_grad():
+        for parameter in unet.placement.to_out.parameters():
+            parameter.zero_()
+    condition = unet.condition(**conditioning(inputs))
+    assert (condition.placement == 0).all()
+    places = unet._places(condition.placement, (4, 6))
+    torch.testing.assert_close(places, grid_places(4, 6).to(places.dtype).expand_as(places))
+
+
+def test_zoom_and_shift_by_hand(base_config, make_unet) -> None:
+    """The top left corner, twice as large: the middle of that quarter is the middle of the neighbor."""
+    places = make_unet(base_config)._places(torch.tensor([[1.0, 1.0, 0.5, 0.5]]), (2, 2))
+    torch.testing.assert_close(places[0], torch.tensor([[0.5, 0.5], [0.5, 1.5], [1.5, 0.5], [1.5, 1.5]]))
+
+
+def test_places_on_the_grid_are_the_grids_positions() -> None:
+    torch.testing.assert_close(encode_places(grid_places(3, 5), 16), grid_positions(3, 5, 16))
+
+
+def test_dropped_text_places_nothing(base_config, make_unet, make_inputs) -> None:
+    condition = make_unet(base_config).condition(**conditioning(make_inputs(base_config)))
+    condition = replace(condition, placement=torch.ones_like(condition.placement))
+    rows = condition.num_rows
+    yes, no = torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.bool)
+    assert (keep(condition, yes, no).placement == 1).all() and (keep(condition, no, yes).placement == 0).all()
+
+
+def test_masked_tokens_say_nothing() -> None:
+    torch.manual_seed(0)
+    placement = Placement(16)
+    torch.nn.init.normal_(placement.to_out.weight)
+    text, mask = torch.randn(2, 5, 16), torch.tensor([[True] * 3 + [False] * 2, [False] * 5])
+    said = placement(text, mask)
+    torch.testing.assert_close(said[:1], placement(text[:1, :3], mask[:1, :3]))
+    assert (said[1] == 0).all()
+
+
+def pictures(seed: int = 0) -> torch.Tensor:
+    return torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_pictures_are_placed_by_hand() -> None:
+    """Not moved: the very picture. Small in the top left corner: averaged there, white elsewhere."""
+    shown = pictures()
+    torch.testing.assert_close(place_pictures(shown, torch.zeros(2, 4), (8, 8)), shown)
+    constant = torch.full((2, 3, 3, 8, 8), -0.5)
+    placed = place_pictures(constant, torch.tensor([[1.0, 1.0, 0.5, 0.5], [1.0, 1.0, -0.5, 0.5]]), (8, 8))
+    assert (placed[0, :, :, :4, :4] + 0.5).abs().max() < 1e-6 and (placed[0, :, :, 5:] - 1).abs().max() < 1e-6
+    assert (placed[1, :, :, 4:, :4] + 0.5).abs().max() < 1e-6 and (placed[1, :, :, :3] - 1).abs().max() < 1e-6
+    assert (placed[:, :, :, :, 5:] - 1).abs().max() < 1e-6
+
+
+def reference() -> Reference:
+    torch.manual_seed(3)
+    made = Reference(4, 2)
+    torch.nn.init.normal_(made.to_out.weight)
+    return made
+
+
+def test_the_reference_begins_by_adding_nothing() -> None:
+    said = Reference(4, 2)(pictures(), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 4), (8, 8))
+    assert said.shape == (2, 4, 4, 4) and (said == 0).all()
+
+
+def test_the_reference_knows_no_order_and_sees_no_masked_neighbor() -> None:
+    made, still, all_there = reference(), torch.zeros(2, 4), torch.ones(2, 3, dtype=torch.bool)
+    said = made(pictures(), all_there, still, (8, 8))
+    torch.testing.assert_close(made(pictures()[:, [2, 0, 1]], all_there, still, (8, 8)), said)
+    two = torch.tensor([[True, True, False]] * 2)
+    torch.testing.assert_close(made(pictures(), two, still, (8, 8)), made(pictures()[:, :2], two[:, :2], still, (8, 8)))
+    assert (made(pictures(), ~all_there, still, (8, 8)) == 0).all()
+
+
+def test_the_reference_reads_what_is_there() -> None:
+    made, there = reference(), torch.ones(2, 3, dtype=torch.bool)
+    said = made(pictures(), there, torch.zeros(2, 4), (8, 8))
+    assert not torch.allclose(made(pictures(1), there, torch.zeros(2, 4), (8, 8)), said)
+    assert not torch.allclose(made(pictures(), there, torch.full((2, 4), 0.3), (8, 8)), said)
+
+
+def test_a_u_net_without_neighbors_has_none(base_config) -> None:
+    with pytest.raises(ValueError, match="placement"):
+        replace(base_config, neighbor_attention=(False, False), placement=True)
