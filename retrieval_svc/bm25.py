@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import tantivy
 
-from retrieval_svc.bm25_files import Cursor, check_files, move_aside, read_cursor, write_cursor
+from retrieval_svc.bm25_files import Cursor, check_files, move_aside, read_cursor, system_error, write_cursor
 from retrieval_svc.pairs import Change, Lookup, PairFilter, Scored, StoredPair, point_of
 from retrieval_svc.words import (
     STEM_WEIGHT,
@@ -44,7 +43,6 @@ _TIE_WINDOW = 8  # a tie is read whole up to so many times the limit; a longer o
 _THINNING = 2  # bits of the hash: each level of thinning keeps a quarter
 _NUM_LEVELS = 12
 _NOTHING = {"caption": "", "entity": ""}  # fields without a default; empty ones are not stored
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 _RAW_FIELDS = ("point", "name", "facet", "license", "source", "safe", "content", "epoch", "level")
 
@@ -178,12 +176,12 @@ class TantivyIndex:
             with _panics_as_errors():
                 yield self._writer
         except BaseException as error:
+            number = system_error(error, self._writer.commit)
             with suppress(ValueError):
                 self._writer.rollback()
             self._drop_writer()
-            number = _OS_ERROR.search(str(error)) if isinstance(error, ValueError) else None
-            if number:  # Tantivy reports a failed write as a ValueError that holds the system's number
-                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            if number:
+                raise OSError(number, os.strerror(number)) from error
             raise
 
     def _drop_writer(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,8 @@ _KINDS = ("term", "idx", "pos", "fieldnorm", "fast", "store")
 _FOOTER_END = struct.Struct("<II")
 _FOOTER_MAGIC = 1337
 _CHUNK_BYTES = 1 << 20
+_KILLED = "writer was killed"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +110,20 @@ def _files(folder: Path) -> list[Path]:
         if segment["deletes"] is not None:
             names.append(f"{stem}.{segment['deletes']['opstamp']}.del")
     return [folder / name for name in names]
+
+
+def system_error(error: BaseException, commit: Callable[[], object]) -> int:
+    """The system's number of a failed write, which Tantivy reports as a ValueError that holds it; 0: it is none.
+
+    Args:
+        error: what the writer raised.
+        commit: of the writer. On adding, a killed writer only says that it was; why is said on committing, which it cannot.
+    """
+    said = str(error) if isinstance(error, ValueError) else ""
+    if _KILLED in said:
+        try:
+            commit()
+        except ValueError as cause:
+            said = str(cause)
+    number = _OS_ERROR.search(said)
+    return int(number[1]) if number else 0

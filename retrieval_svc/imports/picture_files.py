@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from retrieval_svc.imports.records import IMAGE_SUFFIXES, Unreadable
+from retrieval_svc.pictures import MAX_IMAGE_BYTES
 
 MISSING = "picture missing"
-MAX_FILE_BYTES = 20_000_000  # what a knowledge base takes
 
 
 def file_within(folder: Path, name: str) -> Path:
@@ -59,8 +59,8 @@ def reader(path: Path) -> Callable[[], bytes]:
 def _read(path: Path) -> bytes:
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise Unreadable("picture too large", f"{path.name} has {size} bytes; at most {MAX_FILE_BYTES} are taken")
+        if size > MAX_IMAGE_BYTES:
+            raise Unreadable("picture too large", f"{path.name} has {size} bytes; at most {MAX_IMAGE_BYTES} are taken")
         if image := path.read_bytes():
             return image
     except OSError as error:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from common.corpus import Facet
+from retrieval_svc.new_pairs import MAX_PAIR_ID_BYTES
 from retrieval_svc.pairs import NewPair
 
-MAX_PAIR_ID_BYTES = 200
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".svg", ".gif", ".bmp", ".tif", ".tiff")
 
 CAPTION_COLUMNS = ("caption", "text", "prompt")

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retrieval_svc.imports.picture_files import MAX_FILE_BYTES
 from retrieval_svc.imports.records import (
     IMAGE_SUFFIXES,
     Options,
@@ -27,6 +26,7 @@ from retrieval_svc.imports.records import (
     record_of,
     source_name,
 )
+from retrieval_svc.pictures import MAX_IMAGE_BYTES
 
 CUT = "shard cut short or damaged"
 _BLOCK = 512
@@ -122,7 +122,7 @@ def _split(name: str) -> tuple[str, str]:
     return "/".join((*folders, stem)), kind.lower()
 
 
-def read_member(shard: Path, member: Member, limit: int = MAX_FILE_BYTES) -> bytes:
+def read_member(shard: Path, member: Member, limit: int = MAX_IMAGE_BYTES) -> bytes:
     """The content of one file.
 
     Raises:

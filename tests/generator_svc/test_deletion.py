@@ -11,6 +11,7 @@ import pytest
 
 from client.generator import Done, GenerationFailed, GenerationRequest, GeneratorClient, NeighborsFound, StageOverrides
 from client.knowledge_base import KnowledgeBases, RetrievalFailed
+from deploy.local.knowledge_base import LIBRARY, NAME
 from tests.generator_svc.tiny_stack import Host, Service, retrieval_service
 
 REQUEST = GenerationRequest(
@@ -31,7 +32,7 @@ def test_generate_delete_generate(
     host: Host, knowledge_base: Path, make_generator: Callable[..., Service], tmp_path: Path
 ) -> None:
     """With keys: the generator may read, and only an admin deletes."""
-    shutil.copytree(knowledge_base / "data", tmp_path / "data")
+    shutil.copytree(knowledge_base / LIBRARY, tmp_path / "data")
     (tmp_path / "read").write_text(READ)
     (tmp_path / "admin").write_text(ADMIN)
     (tmp_path / "wrong").write_text("wrong-key-0123456789")
@@ -42,10 +43,10 @@ def test_generate_delete_generate(
         with host.running(generator) as reached, GeneratorClient(reached) as client:
             used, _ = _draw(client)
             assert used[0] == "noto--guide-dog"
-            image = bases.get("tiny", used[0]).image_sha256
+            image = bases.get(NAME, used[0]).image_sha256
             with KnowledgeBases(address, api_key=READ) as reader, pytest.raises(RetrievalFailed, match="may read"):
-                reader.delete_pairs("tiny", used[:1])
-            assert bases.delete_pairs("tiny", used[:1]) == 1
+                reader.delete_pairs(NAME, used[:1])
+            assert bases.delete_pairs(NAME, used[:1]) == 1
             for _ in range(3):
                 later, record = _draw(client)
                 assert later and used[0] not in later
@@ -55,4 +56,4 @@ def test_generate_delete_generate(
             with pytest.raises(GenerationFailed, match="refuses this service's API key") as caught:
                 _draw(client)
             assert caught.value.code == "FAILED_PRECONDITION"
-    assert not list((tmp_path / "data" / "tiny" / "images").rglob(f"*{image[2:]}*")), "nor is the picture kept"
+    assert not list((tmp_path / "data" / NAME / "images").rglob(f"*{image[2:]}*")), "nor is the picture kept"

@@ -89,7 +89,7 @@ def test_the_events_come_in_order(drawn: list[Event]) -> None:
     assert isinstance(found, NeighborsFound)
     assert [neighbor.entity for neighbor in found.neighbors] == ["guide dog", "guide dog"]
     assert found.neighbors[0].license == "CC-BY-4.0" and found.neighbors[0].image.startswith(b"<svg")
-    assert (found.knowledge_base, found.method, found.shortfall_reason) == ("tiny", "bm25", "")
+    assert (found.knowledge_base, found.method, found.shortfall_reason) == ("demo", "bm25", "")
     finished = {event.stage: event.png for event in drawn if isinstance(event, StageFinished)}
     assert decode_rgb(finished[64]).shape == (64, 64, 3)
     assert decode_rgb(finished[256]).shape == (256, 256, 3)

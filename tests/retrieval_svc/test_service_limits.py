@@ -135,9 +135,9 @@ def test_cancelled_calls_make_room(data: Path, gate: Gate) -> None:
         waiting.cancel()
         _until(lambda: refusal(client.retrieval.Retrieve, CAT, timeout=0.2).code() is LATE)  # it waits: there is room
         at_work.cancel()
+        _until(lambda: client.figure("reimagen_rpc_requests_total", **rpc, code="CANCELLED") >= 2)
         gate.open()
         _until(lambda: _is_answered(client))
-        _until(lambda: client.figure("reimagen_rpc_requests_total", **rpc, code="CANCELLED") >= 2)
         _until(lambda: client.figure("reimagen_rpc_in_flight", **rpc) == 0)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from retrieval_svc.imports.formats import open_source
 from retrieval_svc.imports.importer import run_import
-from retrieval_svc.imports.records import Options, Source
+from retrieval_svc.imports.records import Options, Rejected, Source
 from retrieval_svc.imports.report import Journal
 from retrieval_svc.imports.sinks import BatchRefused
 from retrieval_svc.pairs import NewPair, Upserted
@@ -95,18 +95,23 @@ def test_an_interrupted_import_goes_on(source: Source, tmp_path: Path, failing_a
     assert summary.unchanged == 4 * (failing_at - 1) - skipped
 
 
-def test_a_kill_between_two_checkpoints_loses_nothing(source: Source, tmp_path: Path) -> None:
+@pytest.mark.parametrize("done", [0, 4])
+def test_a_kill_between_two_checkpoints_loses_nothing(source: Source, tmp_path: Path, done: int) -> None:
     """The lines so far are longer than the resume file says: what is after it is written again."""
-    report = tmp_path / "r.jsonl"
+    report, part = tmp_path / "r.jsonl", tmp_path / "r.jsonl.part"
     journal = Journal(report, fingerprint=source.fingerprint)
-    journal.checkpoint(0, now=True)
-    (tmp_path / "r.jsonl.part").write_text('{"key": "of a batch whose checkpoint was not written"}\n{"key": "ha')
-    run(source, MemorySink(), report)
+    if done:
+        journal.reject(Rejected(key="metadata.jsonl:4", reason="metadata unreadable"))
+    journal.checkpoint(done, now=True)
+    with part.open("a") as stream:
+        stream.write('{"key": "of a batch whose checkpoint was not written"}\n{"key": "ha' + 2000 * "x")
+    summary = run(source, MemorySink(), report)
     assert [json.loads(line)["key"] for line in report.read_text().splitlines()] == [
         "metadata.jsonl:4",
         "6.png",
         "0.png",
     ]
+    assert dict(summary.rejected) == REJECTED
 
 
 class PickySink(MemorySink):
