@@ -20,7 +20,7 @@ SECONDS_64 ?= 3600
 SECONDS_256 ?= 1200
 SECONDS_1024 ?= 1200
 
-.PHONY: help env proto generate knowledge-base test lint train-demo train-data evaluate bench-retrieval clean
+.PHONY: help env proto generate knowledge-base test test-crashes lint train-demo train-data evaluate bench-retrieval clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -53,6 +53,9 @@ generate: export OUT := $(OUT)
 
 test: lint knowledge-base ## Lint, then run the whole test suite
 	$(PY) -m pytest
+
+test-crashes: proto ## Kill the knowledge base's writer at 100 random points
+	REIMAGEN_CRASHES=100 $(PY) -m pytest tests/retrieval_svc/test_crash.py
 
 lint: proto ## ruff, pyright and buf
 	$(VENV)/bin/ruff check .
