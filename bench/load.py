@@ -28,7 +28,7 @@ class Measured:
     answers: int
 
 
-def request_of(question: Question, method: int, knowledge_base: str, k: int) -> pb.RetrieveRequest:
+def request_of(question: Question, method: pb.Method, knowledge_base: str, k: int) -> pb.RetrieveRequest:
     """The lookup as BM25 (words), CLIP (vector) or HYBRID (both)."""
     request = pb.RetrieveRequest(knowledge_base=knowledge_base, method=method, k=k, omit_images=True)
     if method != pb.METHOD_CLIP:
