@@ -102,7 +102,7 @@ def test_a_stage_is_named_once_and_run() -> None:
     [
         (64, {"steps": 3}),
         (64, {"sampler": "dpmpp_2m"}),
-        (64, {"guidance_strategy": "weighted"}),
+        (64, {"guidance_strategy": "interleaved"}),
         (64, {"text_weight": 3.0}),
         (64, {"neighbor_weight": 3.0}),
         (64, {"eta": 0.25}),
