@@ -1,4 +1,4 @@
-"""Protobuf to domain and back, for both servicers; the rest of the service knows no protobuf."""
+"""Protobuf to domain and back, for both servicers and for imports into a running service."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _OUTCOMES = {
     Outcome.UNCHANGED: kb_pb.UpsertResult.OUTCOME_UNCHANGED,
     Outcome.REJECTED: kb_pb.UpsertResult.OUTCOME_REJECTED,
 }
+_OUTCOME_OF = {number: outcome for outcome, number in _OUTCOMES.items()}
 
 
 def method_of(number: int) -> Method:
@@ -142,6 +143,35 @@ def new_pair_of(pair: kb_pb.NewPair) -> NewPair:
         safe=pair.safe,
         attributes=dict(pair.attributes),
         embedding=_embedding(pair.embedding),
+    )
+
+
+def new_pair_message(pair: NewPair) -> kb_pb.NewPair:
+    """Inverse of `new_pair_of`.
+
+    Raises:
+        ValueError, TypeError: a part cannot be written, e.g. a text that is no Unicode.
+    """
+    return kb_pb.NewPair(
+        pair_id=pair.pair_id,
+        caption=pair.caption,
+        entity=pair.entity,
+        image=pair.image,
+        image_uri=pair.image_uri,
+        facets=dict(pair.facets),
+        author=pair.author,
+        source=pair.source,
+        license=pair.license,
+        safe=pair.safe,
+        attributes=dict(pair.attributes),
+        embedding=() if pair.embedding is None else pair.embedding.tolist(),
+    )
+
+
+def upserted_of(result: kb_pb.UpsertResult) -> Upserted:
+    """Inverse of `upsert_result`."""
+    return Upserted(
+        pair_id=result.pair_id, outcome=_OUTCOME_OF[result.outcome], field=result.field, reason=result.reason
     )
 
 

@@ -13,7 +13,8 @@ from reimagen.retrieval.v1 import knowledge_base_pb2, knowledge_base_pb2_grpc
 from client.errors import retry_after_s, violations
 from retrieval_svc.imports.records import Source
 from retrieval_svc.imports.sinks import BatchRefused
-from retrieval_svc.pairs import NewPair, Outcome, Upserted
+from retrieval_svc.pairs import NewPair, Upserted
+from retrieval_svc.wire import new_pair_message, upserted_of
 
 CALL_DEADLINE_S = 120.0
 PATIENCE_S = 120.0  # how long a service that is away is waited for
@@ -25,12 +26,6 @@ _PASSING = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.ABORTED,
 )
-_OUTCOMES = {
-    knowledge_base_pb2.UpsertResult.OUTCOME_CREATED: Outcome.CREATED,
-    knowledge_base_pb2.UpsertResult.OUTCOME_REPLACED: Outcome.REPLACED,
-    knowledge_base_pb2.UpsertResult.OUTCOME_UNCHANGED: Outcome.UNCHANGED,
-    knowledge_base_pb2.UpsertResult.OUTCOME_REJECTED: Outcome.REJECTED,
-}
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +62,14 @@ class ServiceSink:
             ServiceLost: the service stays away, or refuses for another reason.
         """
         try:
-            messages = [to_message(pair) for pair in pairs]
+            messages = [new_pair_message(pair) for pair in pairs]
         except (ValueError, TypeError) as error:  # protobuf: a text with half of a surrogate pair, a value out of range
             raise BatchRefused("pair", str(error)) from None
         request = knowledge_base_pb2.UpsertPairsRequest(knowledge_base=self._name, pairs=messages)
         results = self._call("storing pairs", self._stub.UpsertPairs, request).results
         if [result.pair_id for result in results] != [pair.pair_id for pair in pairs]:
             raise ServiceLost(f"storing pairs: {len(pairs)} were sent, {len(results)} other ones are answered for")
-        return [
-            Upserted(pair_id=r.pair_id, outcome=_OUTCOMES[r.outcome], field=r.field, reason=r.reason) for r in results
-        ]
+        return [upserted_of(result) for result in results]
 
     def finish(self) -> None:
         """The service makes stored pairs findable by itself, within a second."""
@@ -122,25 +115,3 @@ class ServiceSink:
                 log.warning("%s: %s (%s); again in %.1f s", attempted, code.name, said, wait_s)
                 time.sleep(min(wait_s, max(0.0, give_up - time.monotonic())))
                 delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
-
-
-def to_message(pair: NewPair) -> knowledge_base_pb2.NewPair:
-    """The pair as the contract has it.
-
-    Raises:
-        ValueError, TypeError: a part cannot be written, e.g. a text that is no Unicode.
-    """
-    return knowledge_base_pb2.NewPair(
-        pair_id=pair.pair_id,
-        caption=pair.caption,
-        entity=pair.entity,
-        image=pair.image,
-        image_uri=pair.image_uri,
-        facets=dict(pair.facets),
-        author=pair.author,
-        source=pair.source,
-        license=pair.license,
-        safe=pair.safe,
-        attributes=dict(pair.attributes),
-        embedding=[] if pair.embedding is None else pair.embedding.tolist(),
-    )
