@@ -269,9 +269,9 @@ def _event(response: pb.GenerateResponse) -> Event:
         )
     if kind == "stage_finished":
         finished = response.stage_finished
-        return StageFinished(stage=finished.stage, picture=finished.picture, png=finished.png)
+        return StageFinished(stage=finished.stage, picture=finished.picture, png=finished.image)
     if kind == "image":
-        return Image(picture=response.image.picture, png=response.image.png)
+        return Image(picture=response.image.picture, png=response.image.image)
     if kind == "done":
         return Done(record=json.loads(response.done.record_json))
     raise GenerationFailed("INTERNAL", f"the service is newer than this client: unknown event {kind}", (), None)

@@ -145,10 +145,10 @@ def _response(event: Event) -> pb.GenerateResponse:
             )
             return pb.GenerateResponse(step=step)
         case StageFinished():
-            finished = pb.StageFinished(stage=event.stage, picture=event.picture, png=event.png)
+            finished = pb.StageFinished(stage=event.stage, picture=event.picture, image=event.png)
             return pb.GenerateResponse(stage_finished=finished)
         case Image():
-            return pb.GenerateResponse(image=pb.Image(picture=event.picture, png=event.png))
+            return pb.GenerateResponse(image=pb.Image(picture=event.picture, image=event.png))
         case Done():
             record = json.dumps(dict(event.record), ensure_ascii=False)
             return pb.GenerateResponse(done=pb.Done(record_json=record))

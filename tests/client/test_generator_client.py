@@ -50,8 +50,8 @@ class Canned(pb_grpc.GeneratorServiceServicer):
         yield pb.GenerateResponse(neighbors=found)
         yield pb.GenerateResponse(stage_started=pb.StageStarted(stage=64, steps=2))
         yield pb.GenerateResponse(step=pb.StepDone(stage=64, picture=1, step=1, steps=2, preview_png=b"preview"))
-        yield pb.GenerateResponse(stage_finished=pb.StageFinished(stage=64, picture=1, png=b"png"))
-        yield pb.GenerateResponse(image=pb.Image(picture=1, png=b"x" * (5 << 20)))
+        yield pb.GenerateResponse(stage_finished=pb.StageFinished(stage=64, picture=1, image=b"png"))
+        yield pb.GenerateResponse(image=pb.Image(picture=1, image=b"x" * (5 << 20)))
         yield pb.GenerateResponse(done=pb.Done(record_json='{"seed": 9223372036854775807}'))
 
 
