@@ -22,6 +22,10 @@ class StageInputs:
         neighbors: uint8 [K, S, S, 3]; K = 0 for weights without neighbors.
         neighbor_text, neighbor_text_mask: token states of their captions float32 [K, L, D], bool [K, L].
         low_res: float32 in [-1, 1] [P, 3, h, w], one for each picture; None in the first stage.
+        negative_text, negative_text_mask: token states of what is not to be drawn float32 [L, D], bool [L], read wherever
+            guidance leaves the text out; None: nothing is read there.
+        start: the picture that trajectories begin with, see `Plan.start_time`: float32 in [-1, 1] [P or 1, 3, S, S]; None:
+            they begin with noise.
     """
 
     text: np.ndarray
@@ -30,6 +34,9 @@ class StageInputs:
     neighbor_text: np.ndarray
     neighbor_text_mask: np.ndarray
     low_res: np.ndarray | None
+    negative_text: np.ndarray | None = None
+    negative_text_mask: np.ndarray | None = None
+    start: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
