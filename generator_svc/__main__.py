@@ -100,7 +100,7 @@ def _serve(flags: dict[str, object]) -> None:
     configure_logs(service="generator", level=settings.log_level, style=settings.log_style)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    registry = process_registry()
+    registry = process_registry("generator", revision=settings.revision)
     asyncio.run(serve(settings, opened=partial(opened, settings, registry), registry=registry))
 
 

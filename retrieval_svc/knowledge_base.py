@@ -204,6 +204,7 @@ class KnowledgeBase:
                         generation=stored if query.method is Method.CLIP else min(stored, seen),
                         fingerprint=_fingerprint(manifest, stored, seen),
                         failed_legs=result.failed_legs,
+                        leg_seconds=result.leg_seconds,
                     )
 
     def upsert(self, pairs: Sequence[NewPair]) -> tuple[list[Upserted], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -29,12 +30,13 @@ class Leg:
     is_exact: bool = False
     is_exhausted: bool = False
     is_cut: bool = False
+    elapsed_s: float = 0.0  # in the index, all looks together
 
     def reach(self, depth: int) -> list[Scored]:
         """The best `depth` candidates; fewer at the end."""
         while len(self.unique) < depth and not self.is_exhausted:
             self.limit = min(MAX_CANDIDATES, max(depth + SPARE, self.limit * GROWTH))
-            found = self.fetch(self.limit, self.filter, self.is_exact)
+            found = self._look()
             self.is_cut = len(found) >= self.limit >= MAX_CANDIDATES
             self.is_exhausted = self.is_cut or len(found) < self.limit
             self._take(found)
@@ -47,6 +49,13 @@ class Leg:
     def ids_without_exclusions(self, within: PairFilter) -> set[str]:
         """What would be found if nothing were excluded."""
         return {s.pair.pair_id for s in self.fetch(MAX_CANDIDATES, within, self.is_exact) if self.is_current(s.pair)}
+
+    def _look(self) -> list[Scored]:
+        started = time.perf_counter()
+        try:
+            return self.fetch(self.limit, self.filter, self.is_exact)
+        finally:
+            self.elapsed_s += time.perf_counter() - started
 
     def _take(self, found: Sequence[Scored]) -> None:
         current = [scored for scored in found if self.is_current(scored.pair)]

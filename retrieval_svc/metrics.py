@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from common.service.status import code_of
-from retrieval_svc.retrieval import Method
+from retrieval_svc.retrieval import Method, Retrieval
 
 _DURATION_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _RESULT_BUCKETS = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -41,8 +41,9 @@ class RetrievalMetrics:
         )
         self.duration_s = Histogram(
             "reimagen_retrieval_duration_seconds",
-            "Time to find and read the pairs, with the wait for a search thread.",
-            ("leg",),
+            "Time of a leg's searches in one lookup, whether it is asked alone or beside the other; fused: of the whole"
+            " lookup with both, from its admission to its message.",
+            ("leg", "outcome"),
             buckets=_DURATION_BUCKETS_S,
             registry=registry,
         )
@@ -62,6 +63,20 @@ class RetrievalMetrics:
             registry=registry,
         )
         registry.register(_Indexes(indexes))
+
+    def count_lookup(self, leg: str, outcome: str, elapsed_s: float) -> None:
+        """A lookup has ended; `leg` is what answered it, `OTHER` where it asked for no method that there is."""
+        self.requests.labels(leg, outcome).inc()
+        if leg == LEGS[Method.HYBRID]:
+            self.duration_s.labels(leg, outcome).observe(elapsed_s)
+
+    def count_legs(self, retrieval: Retrieval) -> None:
+        """The legs of a lookup that was answered."""
+        for method, elapsed_s in retrieval.leg_seconds.items():
+            outcome = "error" if method in retrieval.failed_legs else "ok"
+            self.duration_s.labels(LEGS[method], outcome).observe(elapsed_s)
+        for method, reason in retrieval.failed_legs.items():
+            self.leg_failures.labels(LEGS[method], failure_reason(reason)).inc()
 
 
 class _Indexes(Collector):

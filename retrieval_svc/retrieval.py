@@ -90,6 +90,7 @@ class Retrieval:
         query: how the prompt was understood; None where there was none.
         generation: version of the newest change that the answer has seen.
         failed_legs: legs of HYBRID that could not answer, with the reason.
+        leg_seconds: time that each leg that was asked took in its index.
     """
 
     neighbors: tuple[Neighbor, ...]
@@ -99,3 +100,4 @@ class Retrieval:
     generation: int
     fingerprint: str
     failed_legs: Mapping[Method, str] = field(default_factory=dict)
+    leg_seconds: Mapping[Method, float] = field(default_factory=dict)

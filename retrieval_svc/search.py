@@ -51,6 +51,7 @@ class SearchResult:
     query: UnderstoodPrompt | None
     shortfall_reason: str
     failed_legs: Mapping[Method, str]
+    leg_seconds: Mapping[Method, float]
     embeddings: Mapping[str, np.ndarray]
 
 
@@ -179,6 +180,7 @@ class _Search:
         self._query = query
         self._understood = understood
         self._legs = legs
+        self._all_legs = dict(legs)  # those that fail, too
         self._store = store
         self._executor = executor
         self._failed: dict[Method, str] = {}
@@ -214,6 +216,7 @@ class _Search:
             query=self._understood,
             shortfall_reason=self._shortfall(len(chosen), num_alike) if len(chosen) < query.k else "",
             failed_legs=self._failed,
+            leg_seconds={method: leg.elapsed_s for method, leg in self._all_legs.items()},
             embeddings=self._embeddings,
         )
 

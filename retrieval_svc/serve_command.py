@@ -50,7 +50,7 @@ def serve_library(flags: argparse.Namespace) -> None:
     if settings.parent_pid:
         die_with_parent(settings.parent_pid)
     configure_logs(service="retrieval", level=settings.log_level, style=settings.log_style)
-    registry = process_registry()
+    registry = process_registry("retrieval", revision=settings.revision)
     opening = partial(opened, settings, registry)
     asyncio.run(serve(settings, opened=opening, registry=registry, admin_methods=ADMIN_METHODS))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from common.service.status import code_of, message_of
 from retrieval_svc.admission import Admission
 from retrieval_svc.knowledge_base import KnowledgeBase
 from retrieval_svc.library import Library
-from retrieval_svc.metrics import LEGS, OTHER, RetrievalMetrics, failure_reason, outcome_of
+from retrieval_svc.metrics import LEGS, OTHER, RetrievalMetrics, outcome_of
 from retrieval_svc.wire import method_of, query_of, retrieve_response
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["RetrievalService"].full_name
@@ -81,11 +82,10 @@ class RetrievalServicer(pb_grpc.RetrievalServiceServicer):
         return pb.BatchRetrieveResponse(request_id=request.request_id, response=response)
 
     async def _retrieve(self, request: pb.RetrieveRequest, *, patient: bool = False) -> pb.RetrieveResponse:
-        leg, outcome = OTHER, "ok"
+        leg, outcome, started = OTHER, "ok", time.perf_counter()
         try:
             leg = LEGS[method_of(request.method)]
-            with self._metrics.duration_s.labels(leg).time():
-                response = await self._searches.run(partial(self._answer, request), patient=patient)
+            response = await self._searches.run(partial(self._answer, request), patient=patient)
         except BaseException as error:
             outcome = outcome_of(error)
             raise
@@ -93,17 +93,16 @@ class RetrievalServicer(pb_grpc.RetrievalServiceServicer):
             outcome = self._count(response)
             return response
         finally:
-            self._metrics.requests.labels(leg, outcome).inc()
+            self._metrics.count_lookup(leg, outcome, time.perf_counter() - started)
 
     def _answer(self, request: pb.RetrieveRequest) -> pb.RetrieveResponse:
         knowledge_base = choose(self._library, request.knowledge_base)
-        return retrieve_response(knowledge_base.name, knowledge_base.retrieve(query_of(request)))
+        retrieval = knowledge_base.retrieve(query_of(request))
+        self._metrics.count_legs(retrieval)
+        return retrieve_response(knowledge_base.name, retrieval)
 
     def _count(self, response: pb.RetrieveResponse) -> str:
         self._metrics.results.observe(len(response.neighbors))
-        for failed in response.failed_legs:
-            leg = LEGS[method_of(failed.leg)]
-            self._metrics.leg_failures.labels(leg, failure_reason(failed.reason)).inc()
         if response.failed_legs:
             return "degraded"
         return "shortfall" if response.shortfall_reason else "ok"

@@ -197,7 +197,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _observe(self, call: _Call) -> AsyncIterator[None]:
-        in_flight = self._metrics.in_flight.labels(call.method)
+        label = call.method.removeprefix("/")
+        in_flight = self._metrics.in_flight.labels(label)
+        self._metrics.started.labels(label).inc()
         in_flight.inc()
         self._num_in_flight += 1
         self.idle.clear()
@@ -224,8 +226,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _count(self, call: _Call) -> None:
         elapsed_s = time.perf_counter() - call.started
-        self._metrics.requests.labels(call.method, call.code).inc()
-        self._metrics.latency_s.labels(call.method).observe(elapsed_s)
+        self._metrics.duration_s.labels(call.method.removeprefix("/"), call.code).observe(elapsed_s)
         line = {"method": call.method, "code": call.code, "latency_ms": round(elapsed_s * 1e3, 2)}
         log.info("call", extra=line)
 

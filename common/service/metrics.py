@@ -1,4 +1,4 @@
-"""What every service counts about its calls, for Prometheus."""
+"""What every service counts about its calls, for Prometheus: the names of gRFC A66, which gRPC's own instruments bear."""
 
 from __future__ import annotations
 
@@ -15,34 +15,40 @@ from prometheus_client import (
     start_http_server,
 )
 
+from common.version import VERSION
+
+# Fewer than A66 advises: with its 41 the methods and statuses of one service would be thousands of series.
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class RpcMetrics:
-    """Counts of calls by method and status code, their latency, and how many are under way."""
+    """Calls begun by method, their time by method and status, how many are under way. `grpc_method` has no slash before it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter(
-            "reimagen_rpc_requests",
-            "Calls answered, by gRPC status code.",
-            ("method", "code"),
-            registry=registry,
+        self.started = Counter(
+            "grpc_server_call_started", "Calls that have begun.", ("grpc_method",), registry=registry
         )
-        self.latency_s = Histogram(
-            "reimagen_rpc_latency_seconds",
-            "Time from a call's arrival to its status.",
-            ("method",),
+        self.duration_s = Histogram(
+            "grpc_server_call_duration_seconds",
+            "Time from a call's arrival to its status; the count is that of the calls that have ended.",
+            ("grpc_method", "grpc_status"),
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
-        self.in_flight = Gauge("reimagen_rpc_in_flight", "Calls under way.", ("method",), registry=registry)
+        self.in_flight = Gauge(
+            "reimagen_server_calls_in_flight", "Calls under way.", ("grpc_method",), registry=registry
+        )
 
 
-def process_registry() -> CollectorRegistry:
-    """A registry that holds this process's own figures (CPU, memory, files); services add theirs."""
+def process_registry(service: str, *, revision: str) -> CollectorRegistry:
+    """A registry that says which build runs and holds the process's own figures (CPU, memory, files); services add theirs."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
+    build = Gauge(
+        "reimagen_build_info", "1; the labels say what runs.", ("service", "version", "revision"), registry=registry
+    )
+    build.labels(service, VERSION, revision).set(1)
     return registry
 
 

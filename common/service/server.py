@@ -66,6 +66,7 @@ class ServerSettings:
     admin_keys_file: Path | None = setting(  # noqa: RUF009
         default=None, help="API keys, one a line, that may change things too"
     )
+    revision: str = setting(default="unknown", help="revision of the source that runs, for reimagen_build_info")
     parent_pid: int = setting(default=0, help="end when the process with this id, which started us, ends; 0: stay")
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         default="info", help="debug, info, warning or error"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from common.version import VERSION
 from tests.retrieval_svc.serving import ROOT, TIMEOUT_S, caught_up, fill, hosted, make_pairs, spawned
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -71,7 +72,7 @@ def test_metrics_and_reflection(data: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with spawned(data, "--metrics-port", str(port), address="127.0.0.1:0") as client:
+    with spawned(data, "--metrics-port", str(port), "--revision", "4f2a", address="127.0.0.1:0") as client:
         assert not client.address.endswith(":0")
         client.retrieve("cat", k=60)
         page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=TIMEOUT_S).read().decode()
@@ -79,11 +80,13 @@ def test_metrics_and_reflection(data: Path) -> None:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(client.channel)
         stream = stub.ServerReflectionInfo(iter([ask]), timeout=TIMEOUT_S)
         names = {listed.name for listed in next(iter(stream)).list_services_response.service}
-    method = 'method="/reimagen.retrieval.v1.RetrievalService/Retrieve"'
+    method = 'grpc_method="reimagen.retrieval.v1.RetrievalService/Retrieve"'
     for line in (
-        f'reimagen_rpc_requests_total{{code="OK",{method}}} 1.0',
+        f"grpc_server_call_started_total{{{method}}} 1.0",
+        f'grpc_server_call_duration_seconds_count{{{method},grpc_status="OK"}} 1.0',
+        f'reimagen_build_info{{revision="4f2a",service="retrieval",version="{VERSION}"}} 1.0',
         'reimagen_retrieval_requests_total{leg="bm25",outcome="shortfall"} 1.0',
-        'reimagen_retrieval_duration_seconds_count{leg="bm25"} 1.0',
+        'reimagen_retrieval_duration_seconds_count{leg="bm25",outcome="ok"} 1.0',
         "reimagen_retrieval_results_count 1.0",
         'reimagen_retrieval_index_documents{index="small"} 2.0',
         'reimagen_retrieval_index_generation_timestamp_seconds{index="small"} 1.',

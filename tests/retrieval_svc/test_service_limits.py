@@ -129,16 +129,16 @@ def test_cancelled_calls_make_room(data: Path, gate: Gate) -> None:
         at_work = ask()
         _until(lambda: gate.num_held == 1)
         waiting = ask()
-        rpc = {"method": "/reimagen.retrieval.v1.RetrievalService/Retrieve"}
-        _until(lambda: client.figure("reimagen_rpc_in_flight", **rpc) == 2)
+        rpc = {"grpc_method": "reimagen.retrieval.v1.RetrievalService/Retrieve"}
+        _until(lambda: client.figure("reimagen_server_calls_in_flight", **rpc) == 2)
         assert refusal(client.retrieval.Retrieve, CAT).code() is FULL
         waiting.cancel()
         _until(lambda: refusal(client.retrieval.Retrieve, CAT, timeout=0.2).code() is LATE)  # it waits: there is room
         at_work.cancel()
-        _until(lambda: client.figure("reimagen_rpc_requests_total", **rpc, code="CANCELLED") >= 2)
+        _until(lambda: client.figure("grpc_server_call_duration_seconds_count", **rpc, grpc_status="CANCELLED") >= 2)
         gate.open()
         _until(lambda: _is_answered(client))
-        _until(lambda: client.figure("reimagen_rpc_in_flight", **rpc) == 0)
+        _until(lambda: client.figure("reimagen_server_calls_in_flight", **rpc) == 0)
 
 
 def _is_answered(client: Client) -> bool:

@@ -107,8 +107,9 @@ class Host:
 
     def count(self, code: str, method: str = "Echo") -> float | None:
         """How many calls were answered with `code`."""
-        label = method if method == "other" else f"/{NAME}/{method}"
-        return self.registry.get_sample_value("reimagen_rpc_requests_total", {"method": label, "code": code})
+        label = method if method == "other" else f"{NAME}/{method}"
+        labels = {"grpc_method": label, "grpc_status": code}
+        return self.registry.get_sample_value("grpc_server_call_duration_seconds_count", labels)
 
 
 def run(tmp_path: Path, test: Callable[[Host], Awaitable[None]], **settings: Any) -> None:
