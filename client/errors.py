@@ -28,16 +28,24 @@ class ServiceFailed(Exception):
 
     Attributes:
         code: the gRPC status code's name, e.g. `INVALID_ARGUMENT`.
+        description: what the service says.
         reason: what went wrong, for programs, e.g. `FIELD_INVALID`; empty where it is not said.
         violations: the fields that an INVALID_ARGUMENT names.
         retry_after_s: when the service asks to be tried again; None where it does not say.
     """
 
     def __init__(
-        self, code: str, message: str, *, reason: str, violations: Sequence[Violation], retry_after_s: float | None
+        self,
+        code: str,
+        description: str,
+        *,
+        reason: str = "",
+        violations: Sequence[Violation] = (),
+        retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(f"{code}: {message}")
+        super().__init__(f"{code}: {description}")
         self.code = code
+        self.description = description
         self.reason = reason
         self.violations = tuple(violations)
         self.retry_after_s = retry_after_s

@@ -112,12 +112,12 @@ def generate(
     with running_stack(library, flags, places.logs) as stack:
         start_s = time.perf_counter() - launched
         try:
-            drawn = _draw(request, stack.address, display, timeout_s)
+            drawn = _draw(replace(request, every_stage=True), stack.address, display, timeout_s)
         except GenerationFailed as error:
             if error.code == "UNAVAILABLE":
                 stack.generator.check()
             if error.code == "INTERNAL":
-                raise GenerationFailed("INTERNAL", f"{error}: {stack.generator.explain()}", (), None) from error
+                raise GenerationFailed("INTERNAL", f"{error}: {stack.generator.explain()}") from error
             raise
         files = drawn.files()
     record = dict(drawn.record)
@@ -154,10 +154,10 @@ def _draw(request: GenerationRequest, address: str, display: Display, timeout_s:
             match event:
                 case NeighborsFound():
                     drawn.neighbors = event.neighbors
-                case StageFinished() if event.png:
-                    drawn.stages[event.stage] = event.png
+                case StageFinished() if event.image:
+                    drawn.stages[event.stage] = event.image
                 case Image():
-                    drawn.image = event.png
+                    drawn.image = event.image
                 case Done():
                     drawn.record = event.record
     return drawn

@@ -21,9 +21,11 @@ from client.generator import (
     GeneratorClient,
     Image,
     NeighborsFound,
+    Reference,
     StageFinished,
     StageOverrides,
     StageStarted,
+    StartFrom,
     StepDone,
 )
 
@@ -84,8 +86,8 @@ def test_every_event_is_typed(client: GeneratorClient) -> None:
     assert (found.neighbors[0].facets, found.neighbors[0].image) == ({"style": "noto"}, b"<svg/>")
     assert started == StageStarted(stage=64, steps=2)
     assert step == StepDone(stage=64, picture=1, step=1, steps=2, preview_png=b"preview")
-    assert finished == StageFinished(stage=64, picture=1, png=b"png")
-    assert isinstance(image, Image) and len(image.png) == 5 << 20, "larger than gRPC's default limit"
+    assert finished == StageFinished(stage=64, picture=1, image=b"png")
+    assert isinstance(image, Image) and len(image.image) == 5 << 20, "larger than gRPC's default limit"
     assert done == Done(record={"seed": SEED})
 
 
@@ -114,6 +116,15 @@ def test_a_request_says_everything(client: GeneratorClient, service: Canned) -> 
         stop_at=256,
         stages=(overrides, StageOverrides(stage=256)),
         preview_every=5,
+        negative_prompt="n",
+        references=(Reference(image=b"i", caption="c", author="a", source="s", license="l"),),
+        seeds=(1, 2),
+        start_from=StartFrom(image=b"i", stage=64, strength=0.0),
+        image_format="webp",
+        every_stage=True,
+        priority="low",
+        request_id="4b9e0a0e-9d1a-4d5b-8a0b-0c5a9d5d3f11",
+        record_json="{}",
     )
     list(client.generate(request, timeout_s=TIMEOUT_S))
     list(client.generate(GenerationRequest(prompt="p"), timeout_s=TIMEOUT_S))
@@ -121,12 +132,12 @@ def test_a_request_says_everything(client: GeneratorClient, service: Canned) -> 
     unset = {field.name for field in pb.GenerateRequest.DESCRIPTOR.fields} - {f.name for f, _ in said.ListFields()}
     assert unset == set(), "a field of the contract that the client cannot say"
     assert said.HasField("seed") and said.seed == 0 and not plain.HasField("seed")
-    unset = {field.name for field in pb.StageOverrides.DESCRIPTOR.fields} - {
-        f.name for f, _ in said.stages[0].ListFields()
-    }
-    assert unset == set()
+    for part in (said.stages[0], said.references[0], said.start_from):
+        assert {field.name for field in part.DESCRIPTOR.fields} == {f.name for f, _ in part.ListFields()}
     assert (said.stages[0].sampler, said.stages[0].thresholding) == (pb.SAMPLER_DPMPP_2M, pb.THRESHOLDING_NONE)
     assert [field.name for field, _ in said.stages[1].ListFields()] == ["stage"]
+    assert (said.image_format, said.priority) == (pb.IMAGE_FORMAT_WEBP, pb.PRIORITY_LOW)
+    assert {field.name for field, _ in plain.ListFields()} == {"prompt"}
 
 
 @pytest.mark.parametrize(

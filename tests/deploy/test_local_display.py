@@ -33,7 +33,7 @@ EVENTS: list[Event] = [
     ),
     StageStarted(stage=64, steps=20),
     *(StepDone(stage=64, picture=0, step=step, steps=20, preview_png=b"") for step in range(1, 21)),
-    StageFinished(stage=64, picture=0, png=b""),
+    StageFinished(stage=64, picture=0, image=b""),
     Done(record={}),
 ]
 

@@ -52,7 +52,7 @@ def draw(client: GeneratorClient, request: GenerationRequest) -> list[Event]:
 
 def images(events: list[Event]) -> list[bytes]:
     """The finished pictures among events."""
-    return [event.png for event in events if isinstance(event, Image)]
+    return [event.image for event in events if isinstance(event, Image)]
 
 
 def record(events: list[Event]) -> Any:
@@ -90,7 +90,7 @@ def test_the_events_come_in_order(drawn: list[Event]) -> None:
     assert [neighbor.entity for neighbor in found.neighbors] == ["guide dog", "guide dog"]
     assert found.neighbors[0].license == "CC-BY-4.0" and found.neighbors[0].image.startswith(b"<svg")
     assert (found.knowledge_base, found.method, found.shortfall_reason) == ("demo", "bm25", "")
-    finished = {event.stage: event.png for event in drawn if isinstance(event, StageFinished)}
+    finished = {event.stage: event.image for event in drawn if isinstance(event, StageFinished)}
     assert decode_rgb(finished[64]).shape == (64, 64, 3)
     assert decode_rgb(finished[256]).shape == (256, 256, 3)
     assert finished[1024] == b"", "the last stage's picture comes as the image"

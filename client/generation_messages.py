@@ -1,0 +1,233 @@
+"""Plain data to messages of the generator service, and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from reimagen.generator.v1 import generator_pb2 as pb
+from reimagen.retrieval.v1 import retrieval_pb2
+
+from client.errors import ServiceFailed
+from client.generation_types import (
+    Accepted,
+    Done,
+    Event,
+    Generation,
+    GenerationRequest,
+    Image,
+    Models,
+    Neighbor,
+    NeighborsFound,
+    Queued,
+    Reference,
+    StageFinished,
+    StageModel,
+    StageOverrides,
+    StageStarted,
+    StartFrom,
+    StepDone,
+)
+
+
+class GenerationFailed(ServiceFailed):
+    """The generator refused a request or failed."""
+
+    def __str__(self) -> str:
+        return self.description
+
+
+def request_message(request: GenerationRequest) -> pb.GenerateRequest:
+    """A request as the service wants it.
+
+    Raises:
+        ValueError: a name (sampler, strategy, thresholding, method, format, priority) is none of the contract's, or a
+            number does not fit its field.
+    """
+    return pb.GenerateRequest(
+        prompt=request.prompt,
+        k=request.k or 0,
+        knowledge_base=request.knowledge_base,
+        method=_number(retrieval_pb2.Method, "METHOD", request.method),
+        excluded_pair_ids=request.excluded_pair_ids,
+        exclude_exact=request.exclude_exact,
+        without_neighbors=request.without_neighbors,
+        num_pictures=request.num_pictures or 0,
+        seed=request.seed,
+        stop_at=request.stop_at or 0,
+        stages=[_overrides(stage) for stage in request.stages],
+        preview_every=request.preview_every,
+        negative_prompt=request.negative_prompt,
+        references=[_reference(reference) for reference in request.references],
+        seeds=request.seeds,
+        start_from=_start_from(request.start_from),
+        image_format=_number(pb.ImageFormat, "IMAGE_FORMAT", request.image_format),
+        every_stage=request.every_stage,
+        priority=_number(pb.Priority, "PRIORITY", request.priority),
+        request_id=request.request_id,
+        record_json=request.record_json,
+    )
+
+
+def event_of(response: pb.GenerateResponse) -> Event:
+    """What the service says.
+
+    Raises:
+        GenerationFailed: it says something that is newer than this client.
+    """
+    kind = response.WhichOneof("event")
+    if kind is None:
+        raise _too_new("unknown event None")
+    said = getattr(response, kind)
+    match kind:
+        case "accepted":
+            return _accepted(said)
+        case "queued":
+            return Queued(queue_position=said.queue_position)
+        case "neighbors":
+            return _found(said)
+        case "stage_started":
+            return StageStarted(stage=said.stage, steps=said.steps)
+        case "step":
+            return StepDone(
+                stage=said.stage, picture=said.picture, step=said.step, steps=said.steps, preview_png=said.preview_png
+            )
+        case "stage_finished":
+            return _finished(said)
+        case "image":
+            return _image(said)
+        case "done":
+            return Done(record=json.loads(said.record_json))
+    raise _too_new(f"unknown event {kind}")
+
+
+def generation_of(response: pb.GenerateImagesResponse) -> Generation:
+    """What was drawn in one answer."""
+    return Generation(
+        images=tuple(_image(image) for image in response.images),
+        stages=tuple(_finished(stage) for stage in response.stages),
+        neighbors=_found(response.neighbors),
+        record=json.loads(response.done.record_json),
+    )
+
+
+def models_of(response: pb.ListModelsResponse) -> Models:
+    """What the service draws with."""
+    return Models(stages=tuple(_model(stage) for stage in response.stages), text_encoder=response.text_encoder)
+
+
+def _too_new(what: str) -> GenerationFailed:
+    return GenerationFailed("INTERNAL", f"the service is newer than this client: {what}")
+
+
+def _overrides(stage: StageOverrides) -> pb.StageOverrides:
+    return pb.StageOverrides(
+        stage=stage.stage,
+        steps=stage.steps,
+        sampler=_number(pb.Sampler, "SAMPLER", stage.sampler),
+        guidance_strategy=_number(pb.GuidanceStrategy, "GUIDANCE_STRATEGY", stage.guidance_strategy),
+        text_weight=stage.text_weight,
+        neighbor_weight=stage.neighbor_weight,
+        eta=stage.eta,
+        thresholding=_number(pb.Thresholding, "THRESHOLDING", stage.thresholding),
+        augmentation=stage.augmentation,
+    )
+
+
+def _reference(reference: Reference) -> pb.Reference:
+    return pb.Reference(
+        image=reference.image,
+        caption=reference.caption,
+        author=reference.author,
+        source=reference.source,
+        license=reference.license,
+    )
+
+
+def _start_from(start: StartFrom | None) -> pb.StartFrom | None:
+    if start is None:
+        return None
+    return pb.StartFrom(image=start.image, stage=start.stage or 0, strength=start.strength)
+
+
+def _number(kind: Any, prefix: str, name: str | None) -> Any:
+    """The number of an enum's value by the name that people use: ("SAMPLER", "ddim") is SAMPLER_DDIM."""
+    full = f"{prefix}_{(name or 'unspecified').upper()}"
+    if full not in kind.keys():  # noqa: SIM118 (an enum of protobuf is no mapping)
+        raise ValueError(f"{prefix.lower()}: {name!r} is not one of {', '.join(_names(kind, prefix))}")
+    return kind.Value(full)
+
+
+def _names(kind: Any, prefix: str) -> tuple[str, ...]:
+    return tuple(key.removeprefix(f"{prefix}_").lower() for key in kind.keys() if kind.Value(key))  # noqa: SIM118
+
+
+def _name(kind: Any, prefix: str, number: int) -> str:
+    """The name that people use; the number itself where it is newer than this client."""
+    return kind.Name(number).removeprefix(f"{prefix}_").lower() if number in kind.values() else str(number)
+
+
+def _accepted(said: pb.Accepted) -> Accepted:
+    return Accepted(
+        prompt=said.prompt,
+        seed=said.seed,
+        num_pictures=said.num_pictures,
+        stages=tuple(said.stages),
+        seeds=tuple(said.seeds),
+        queue_position=said.queue_position,
+    )
+
+
+def _found(said: pb.NeighborsFound) -> NeighborsFound:
+    return NeighborsFound(
+        neighbors=tuple(_neighbor(neighbor) for neighbor in said.neighbors),
+        knowledge_base=said.knowledge_base,
+        index_fingerprint=said.index_fingerprint,
+        shortfall_reason=said.shortfall_reason,
+        method=_name(retrieval_pb2.Method, "METHOD", said.method),
+        num_references=said.num_references,
+        degraded_reason=said.degraded_reason,
+    )
+
+
+def _neighbor(said: retrieval_pb2.Neighbor) -> Neighbor:
+    return Neighbor(
+        pair_id=said.pair_id,
+        caption=said.caption,
+        entity=said.entity,
+        image=said.image,
+        image_format=said.image_format,
+        facets=dict(said.facets),
+        author=said.author,
+        source=said.source,
+        license=said.license,
+        score=said.score,
+        rank=said.rank,
+    )
+
+
+def _finished(said: pb.StageFinished) -> StageFinished:
+    return StageFinished(stage=said.stage, picture=said.picture, image=said.image)
+
+
+def _image(said: pb.Image) -> Image:
+    return Image(
+        picture=said.picture,
+        image=said.image,
+        image_format=_name(pb.ImageFormat, "IMAGE_FORMAT", said.image_format or pb.IMAGE_FORMAT_PNG),
+        seed=said.seed,
+        record_json=said.record_json,
+    )
+
+
+def _model(said: pb.StageModel) -> StageModel:
+    return StageModel(
+        stage=said.stage,
+        name=said.name,
+        version=said.version,
+        weights_sha256=said.weights_sha256,
+        parameters=said.parameters,
+        trained=json.loads(said.trained_json or "{}"),
+        default_plan=json.loads(said.default_plan_json or "{}"),
+        endpoints=tuple(said.endpoints),
+    )
