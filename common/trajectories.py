@@ -6,7 +6,7 @@ The trainer's previews, the embedded runtime and the served stages all run these
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class Trajectory:
     Attributes:
         plan, table: what is to be done.
         condition: of one row.
+        negative: the same under the text that is not to be drawn: what is read wherever guidance leaves the text out;
+            None: the null text.
         x_t, x0: float32 [3, S, S]; x0 is the last step's estimate, what a preview shows.
         step: steps done.
     """
@@ -37,6 +39,7 @@ class Trajectory:
     plan: Plan
     table: StepTable
     condition: Condition
+    negative: Condition | None
     x_t: Tensor
     x0: Tensor
     noise: np.random.Generator
@@ -47,11 +50,49 @@ class Trajectory:
         return self.step == len(self.table)
 
 
-def begin(plan: Plan, condition: Condition) -> Trajectory:
-    """A trajectory at its first step; `condition` has one row."""
+def begin(
+    plan: Plan, condition: Condition, *, negative: Condition | None = None, start: np.ndarray | None = None
+) -> Trajectory:
+    """A trajectory at its first step.
+
+    Args:
+        condition: of one row.
+        negative: see `Trajectory` and `under_text`; of one row.
+        start: the picture that it begins with, float32 in [-1, 1] [3, S, S], see `Plan.start_time`.
+
+    Raises:
+        ValueError: the plan begins with a picture, and there is none, or it has another shape.
+    """
     device, dtype = condition.text_embedding.device, torch.float32
-    start = torch.from_numpy(plan.start()).to(device, dtype)
-    return Trajectory(plan=plan, table=plan.table(), condition=condition, x_t=start, x0=start, noise=plan.step_noise())
+    x_t = torch.from_numpy(plan.start(start)).to(device, dtype)
+    return Trajectory(
+        plan=plan,
+        table=plan.table(),
+        condition=condition,
+        negative=negative,
+        x_t=x_t,
+        x0=x_t,
+        noise=plan.step_noise(),
+    )
+
+
+@torch.inference_mode()
+def under_text(unet: UNet, condition: Condition, text: Tensor, text_mask: Tensor) -> Condition:
+    """`condition` under another text [B, L, D], mask [B, L]: what was computed of its neighbors is shared."""
+    rows, super_resolves = text.shape[0], unet.config.scale > 1
+    other = unet.condition(
+        text=text,
+        text_mask=text_mask,
+        neighbors=text.new_zeros(rows, 0, 3, unet.config.patch, unet.config.patch),
+        neighbor_text=text.new_zeros(rows, 0, *text.shape[1:]),
+        neighbor_text_mask=text_mask.new_zeros(rows, 0, text.shape[1]),
+        neighbor_mask=text_mask.new_zeros(rows, 0),
+        low_res=condition.low_res if super_resolves else None,
+        augmentation=condition.augmentation if super_resolves else None,
+    )
+    return replace(
+        other, neighbors=condition.neighbors, neighbor_mask=condition.neighbor_mask, pictures=condition.pictures
+    )
 
 
 def noised_low_res(plan: Plan, low_res: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,22 +111,38 @@ def noised_low_res(plan: Plan, low_res: Tensor) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def step_together(unet: UNet, prediction: Prediction, live: Sequence[Trajectory]) -> None:
     """Advance each trajectory by one step; all their guidance branches are rows of one batch."""
-    rows: list[tuple[int, int]] = []
-    for index, trajectory in enumerate(live):
-        rows += [(index, int(c)) for c in np.flatnonzero(trajectory.table.guidance[trajectory.step])]
+    rows = [(i, int(column)) for i, t in enumerate(live) for column in np.flatnonzero(t.table.guidance[t.step])]
     device = live[0].x_t.device
-    condition = concatenate([t.condition for t in live]) if len(live) > 1 else live[0].condition
-    owners = torch.tensor([index for index, _ in rows], device=device)
-    text = torch.tensor([BRANCHES[column][0] for _, column in rows], device=device)
-    neighbors = torch.tensor([BRANCHES[column][1] for _, column in rows], device=device)
     x_t = torch.stack([live[index].x_t for index, _ in rows]).contiguous(memory_format=torch.channels_last)
     log_snr = torch.tensor([float(live[index].table.log_snr[live[index].step]) for index, _ in rows], device=device)
-    said = unet(x_t.to(unet.dtype), log_snr, keep(condition.take(owners), text, neighbors)).float()
+    said = unet(x_t.to(unet.dtype), log_snr, _conditions(live, rows)).float()
     by_trajectory: list[dict[int, Tensor]] = [{} for _ in live]
     for row, (index, column) in enumerate(rows):
         by_trajectory[index][column] = said[row]
     for trajectory, predictions in zip(live, by_trajectory, strict=True):
         _advance(trajectory, prediction, predictions)
+
+
+def _conditions(live: Sequence[Trajectory], rows: Sequence[tuple[int, int]]) -> Condition:
+    """The condition of each row (trajectory, guidance column)."""
+    conditions = [t.condition for t in live]
+    owners: list[int] = []
+    keeps: list[tuple[bool, bool]] = []
+    negatives: dict[int, int] = {}
+    for index, column in rows:
+        text, neighbors = BRANCHES[column]
+        negative, owner = live[index].negative, index
+        if negative is not None and not text:
+            if index not in negatives:
+                negatives[index] = len(conditions)
+                conditions.append(negative)
+            owner, text = negatives[index], True
+        owners.append(owner)
+        keeps.append((text, neighbors))
+    device = live[0].x_t.device
+    together = concatenate(conditions) if len(conditions) > 1 else conditions[0]
+    text_kept, neighbors_kept = torch.tensor(keeps, device=device).unbind(1)
+    return keep(together.take(torch.tensor(owners, device=device)), text_kept, neighbors_kept)
 
 
 def _advance(trajectory: Trajectory, prediction: Prediction, predictions: dict[int, Tensor]) -> None:

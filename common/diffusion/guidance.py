@@ -38,10 +38,15 @@ class Guidance:
         if self.strategy not in STRATEGIES:
             raise ValueError(f"guidance.strategy: {self.strategy!r} is not one of {STRATEGIES}")
         for name, weight in (("text_weight", self.text_weight), ("neighbor_weight", self.neighbor_weight)):
-            if not 0.0 <= weight <= MAX_WEIGHT:
-                raise ValueError(f"guidance.{name}: {weight} is not in [0, {MAX_WEIGHT:g}]")
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"guidance.eta: {self.eta} is not in [0, 1]")
+            if not is_number(weight) or not 0.0 <= weight <= MAX_WEIGHT:
+                raise ValueError(f"guidance.{name}: {weight!r} is not in [0, {MAX_WEIGHT:g}]")
+        if not is_number(self.eta) or not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"guidance.eta: {self.eta!r} is not in [0, 1]")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is an int or a float: a boolean or a string out of JSON is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def coefficients(guidance: Guidance, draws: np.ndarray) -> np.ndarray:
@@ -65,6 +70,11 @@ def coefficients(guidance: Guidance, draws: np.ndarray) -> np.ndarray:
     else:
         row = np.array([w_p, 0.0, 0.0, -(w_p - 1.0)])
     return np.tile(row, (len(draws), 1))
+
+
+def leaves_text_out(rows: np.ndarray) -> bool:
+    """Whether any step [N, 4] asks for a prediction without the text."""
+    return bool(np.any(rows[:, [not text for text, _ in BRANCHES]]))
 
 
 def mix(predictions: dict[int, Any], row: np.ndarray) -> Any:

@@ -16,7 +16,7 @@ from common.diffusion.parameterization import diffuse
 from common.diffusion.plan import Plan
 from common.diffusion.sampler import Sampler, trajectory
 from common.diffusion.schedule import alpha_sigma, log_snr
-from common.trajectories import begin, noised_low_res, run_together, step_together
+from common.trajectories import Trajectory, begin, noised_low_res, run_together, step_together, under_text
 from common.unet.condition import Condition, concatenate
 from common.unet.unet import UNet
 
@@ -140,6 +140,100 @@ def test_the_loop_is_the_samplers_loop(unet: UNet, conditions: list[Condition]) 
         )
         last = list(steps)[-1][1]
     torch.testing.assert_close(alone(unet, one, condition), last, atol=1e-5, rtol=1e-5)
+
+
+def finished(unet: UNet, live: list[Trajectory]) -> list[Tensor]:
+    while running := [t for t in live if not t.done]:
+        step_together(unet, "v", running)
+    return [t.x_t for t in live]
+
+
+@pytest.fixture
+def negatives(base_config, unet: UNet, make_inputs, conditions: list[Condition]) -> list[Condition]:
+    """Each of `conditions` under another text, of another length."""
+    made = []
+    for i, condition in enumerate(conditions):
+        inputs = make_inputs(base_config, batch=1, num_tokens=7 - i, num_neighbors=1, dtype=torch.float32, seed=90 + i)
+        made.append(under_text(unet, condition, inputs["text"], inputs["text_mask"]))
+    return made
+
+
+def test_another_text_with_the_same_neighbors_is_computed_as_a_whole_condition_is(
+    unet: UNet, base_config, make_inputs
+) -> None:
+    inputs = make_inputs(base_config, batch=1, num_tokens=5, num_neighbors=2, dtype=torch.float32, seed=1)
+    given = {n: v for n, v in inputs.items() if n not in ("x_t", "log_snr")}
+    other = make_inputs(base_config, batch=1, num_tokens=3, num_neighbors=2, dtype=torch.float32, seed=2)
+    texts = {"text": other["text"], "text_mask": other["text_mask"]}
+    whole, shared = unet.condition(**given | texts), under_text(unet, unet.condition(**given), **texts)
+    for mine, its in zip(shared.text + shared.neighbors, whole.text + whole.neighbors, strict=True):
+        torch.testing.assert_close(mine, its)
+    for name in ("text_mask", "text_embedding", "placement", "neighbor_mask", "pictures", "low_res", "augmentation"):
+        torch.testing.assert_close(getattr(shared, name), getattr(whole, name), msg=name)
+
+
+@pytest.mark.parametrize("strategy", ["interleaved", "weighted", "joint"])
+def test_the_negative_text_stands_wherever_guidance_leaves_the_text_out(
+    unet: UNet, conditions: list[Condition], negatives: list[Condition], strategy: Strategy
+) -> None:
+    one, condition, negative = plan(strategy=strategy, steps=6), conditions[1], negatives[1]
+    asked: set[int] = set()
+
+    def denoise(x_t: Tensor, log_snr_t: float, columns: tuple[int, ...]) -> dict[int, Tensor]:
+        kept = {
+            0: condition,
+            1: negative,
+            2: keep(condition, torch.tensor([True]), torch.tensor([False])),
+            3: keep(negative, torch.tensor([True]), torch.tensor([False])),
+        }
+        asked.update(columns)
+        return {c: unet.denoise(x_t[None], torch.tensor([log_snr_t]), kept[c])[0] for c in columns}
+
+    with torch.inference_mode():
+        start = torch.from_numpy(one.start())
+        steps = trajectory(
+            denoise,
+            one.table(),
+            start,
+            prediction="v",
+            thresholding="dynamic",
+            noise=lambda: torch.zeros(3, SIDE, SIDE),
+        )
+        last = list(steps)[-1][1]
+    (drawn,) = finished(unet, [begin(one, condition, negative=negative)])
+    torch.testing.assert_close(drawn, last, atol=1e-5, rtol=1e-5)
+    assert asked == {"interleaved": {0, 1, 2}, "weighted": {0, 1, 2}, "joint": {0, 3}}[strategy]
+    assert (drawn - alone(unet, one, condition)).abs().max() > 1e-3, "it says nothing"
+
+
+def test_trajectories_with_and_without_negative_texts_and_pictures_share_batches(
+    unet: UNet, conditions: list[Condition], negatives: list[Condition]
+) -> None:
+    picture = np.linspace(-1, 1, 3 * SIDE * SIDE, dtype=np.float32).reshape(3, SIDE, SIDE)
+
+    def all_of_them() -> list[Trajectory]:
+        return [
+            begin(MIXED[0], conditions[0], negative=negatives[0]),
+            begin(MIXED[1], conditions[1]),
+            begin(replace(MIXED[2], start_time=0.4), conditions[2], negative=negatives[2], start=picture),
+            begin(replace(MIXED[3], start_time=0.7), conditions[3], start=picture),
+        ]
+
+    lone = [finished(unet, [each])[0] for each in all_of_them()]
+    for together, expected in zip(finished(unet, all_of_them()), lone, strict=True):
+        torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_earlier_it_starts_the_more_it_keeps_of_the_picture(unet: UNet, conditions: list[Condition]) -> None:
+    torch.nn.init.zeros_(unet.head.weight)  # a network that says v = 0: x0 = alpha x_t
+    torch.nn.init.zeros_(unet.head.bias)
+    picture = torch.linspace(-1, 1, 3 * SIDE * SIDE).reshape(3, SIDE, SIDE)
+    away = []
+    for start_time in (0.1, 0.4, 0.7, 1.0):
+        one = plan(start_time=start_time, thresholding="none")
+        (drawn,) = finished(unet, [begin(one, conditions[0], start=picture.numpy())])
+        away.append(float((drawn - picture).abs().mean()))
+    assert away == sorted(away) and away[0] < 0.2 < away[-1]
 
 
 def test_only_branches_with_weight_are_run(unet: UNet, conditions: list[Condition]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.diffusion.guidance import STRATEGIES, Guidance
-from common.diffusion.plan import MAX_STEPS, Plan
+from common.diffusion.plan import MAX_SAMPLE, MAX_STAGE, MAX_STEPS, MIN_START_TIME, Plan
 from common.diffusion.randomness import MAX_SEED
 from common.diffusion.sampler import SAMPLERS
 from common.diffusion.schedule import SCHEDULES, log_snr
@@ -35,8 +35,9 @@ PLANS = st.builds(
     ),
     thresholding=st.sampled_from(THRESHOLDINGS),
     seed=st.integers(0, MAX_SEED),
-    sample=st.integers(0, 2**31),
+    sample=st.integers(0, MAX_SAMPLE),
     augmentation=st.floats(0, 1, exclude_max=True),
+    start_time=st.floats(MIN_START_TIME, 1),
 )
 
 
@@ -64,6 +65,39 @@ def test_times_go_evenly_from_one(steps: int) -> None:
     np.testing.assert_allclose(replace(PLAN, steps=steps).table().log_snr, log_snr("cosine", times))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 50])
+def test_times_go_evenly_from_the_start_time(steps: int) -> None:
+    later = replace(PLAN, steps=steps, start_time=0.4)
+    np.testing.assert_allclose(later.times(), [0.4 * (1 - i / steps) for i in range(steps)], atol=1e-12)
+    np.testing.assert_allclose(later.table().log_snr, log_snr("cosine", later.times()))
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("start_time", [0.001, 0.3, 1.0])
+def test_a_trajectory_begins_with_the_picture_noised_to_its_start(kind: Any, start_time: float) -> None:
+    """x_start = alpha x + sigma eps: eps is the noise that it would begin with alone, alpha^2 = 1 / (1 + exp(-lambda))."""
+    picture = np.linspace(-1, 1, 3 * 16 * 16).reshape(3, 16, 16).astype(np.float32)
+    plan = replace(PLAN, schedule=kind, start_time=start_time)
+    alpha = np.sqrt(1 / (1 + np.exp(-log_snr(kind, start_time))))
+    expected = alpha * picture + np.sqrt(1 - alpha**2) * PLAN.start()
+    start = plan.start(picture)
+    assert start.dtype == np.float32
+    np.testing.assert_allclose(start, expected, atol=1e-6)
+
+
+def test_a_start_without_a_picture_or_with_one_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"start_time: 0\.5 begins with a picture"):
+        replace(PLAN, start_time=0.5).start()
+    with pytest.raises(ValueError, match=r"start: \[3, 8, 8\] is not \[3, 16, 16\]"):
+        replace(PLAN, start_time=0.5).start(np.zeros((3, 8, 8), np.float32))
+
+
+def test_a_plan_from_before_start_times_begins_with_noise() -> None:
+    document = PLAN.to_json()
+    del document["start_time"]
+    assert Plan.from_json(document) == PLAN
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -80,6 +114,15 @@ def test_times_go_evenly_from_one(steps: int) -> None:
         ("augmentation", 1.0),
         ("augmentation", -0.1),
         ("augmentation", float("nan")),
+        ("augmentation", True),
+        ("augmentation", "0.5"),
+        ("stage", MAX_STAGE + 1),
+        ("sample", MAX_SAMPLE + 1),
+        ("start_time", 0.0),
+        ("start_time", 1.1),
+        ("start_time", float("nan")),
+        ("start_time", float("inf")),
+        ("start_time", False),
     ],
 )
 def test_bad_values_are_named(name: str, value: Any) -> None:
