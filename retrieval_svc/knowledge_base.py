@@ -15,6 +15,7 @@ import numpy as np
 
 from common.corpus import Facet
 from common.images import ImageError
+from common.pictures import take_in
 from common.service.errors import DataLoss, InvalidArgument, NotFound, ServiceError, Unavailable
 from retrieval_svc.embedding import Embedder
 from retrieval_svc.in_flight import InFlight
@@ -23,7 +24,6 @@ from retrieval_svc.manifest import BM25, PAIRS, Manifest, new_manifest
 from retrieval_svc.new_pairs import UriReader
 from retrieval_svc.pair_writer import PairWriter
 from retrieval_svc.pairs import NewPair, PairFilter, StoredPair, Upserted
-from retrieval_svc.pictures import take_in
 from retrieval_svc.query_vector import PictureEmbedder
 from retrieval_svc.retrieval import Method, Neighbor, Query, Retrieval
 from retrieval_svc.search import Searcher, SearchResult

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.images import ImageError
+from common.pictures import Picture, take_in
 from common.service.errors import InvalidArgument, ServiceError
 from retrieval_svc.manifest import MAX_FACET_VALUES, MAX_FACETS, Manifest, facet_name_fault
 from retrieval_svc.pairs import NewPair, StoredPair, has_control_characters
-from retrieval_svc.pictures import Picture, take_in
 from retrieval_svc.query import Vocabulary, value_key
 from retrieval_svc.query_rules import check_embedding
 

@@ -7,10 +7,10 @@ from functools import lru_cache
 import numpy as np
 
 from common.images import ImageError, over_color, rasterize
+from common.pictures import take_in
 from common.service.errors import FailedPrecondition, InvalidArgument
 from retrieval_svc.embedding import Embedder
 from retrieval_svc.manifest import Manifest
-from retrieval_svc.pictures import take_in
 from retrieval_svc.retrieval import Query
 
 CACHED_TEXTS = 4096  # 8 MiB at 512 dimensions

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from common.pictures import MAX_IMAGE_BYTES
 from retrieval_svc.imports.records import IMAGE_SUFFIXES, Unreadable
-from retrieval_svc.pictures import MAX_IMAGE_BYTES
 
 MISSING = "picture missing"
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.pictures import MAX_IMAGE_BYTES
 from retrieval_svc.imports.records import (
     IMAGE_SUFFIXES,
     Options,
@@ -26,7 +27,6 @@ from retrieval_svc.imports.records import (
     record_of,
     source_name,
 )
-from retrieval_svc.pictures import MAX_IMAGE_BYTES
 
 CUT = "shard cut short or damaged"
 _BLOCK = 512

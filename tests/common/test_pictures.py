@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from common import pictures
 from common.images import ImageError, decode_rgb, rasterize
-from retrieval_svc import pictures
-from retrieval_svc.pictures import MAX_IMAGE_BYTES, take_in
+from common.pictures import MAX_IMAGE_BYTES, take_in
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 8 8">{}</svg>'
 RECT = '<rect width="8" height="8" fill="red"/>'

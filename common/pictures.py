@@ -1,4 +1,4 @@
-"""Pictures as they come from outside, before they are stored: what they are is told by their bytes alone."""
+"""Pictures as they come from outside: what they are is told by their bytes alone."""
 
 from __future__ import annotations
 
