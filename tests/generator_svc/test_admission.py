@@ -1,17 +1,14 @@
-"""Who is drawn, who waits, who is refused: a state machine beside a plain model, and what callers are told."""
+"""Who is drawn, who waits, who is refused, and what they are told."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from prometheus_client import CollectorRegistry
 
 from common.service.errors import DeadlineExceeded, ResourceExhausted, Unavailable
@@ -20,191 +17,7 @@ from generator_svc.admission_metrics import AdmissionMetrics
 from generator_svc.call import Call
 from generator_svc.estimates import StageTimes, StageWork
 from generator_svc.waiting_line import Priority
-
-LIMITS = AdmissionLimits(slots=2, max_waiting=4, max_waiting_s=30.0, aging_s=10.0, least_time=0.8)
-
-
-def work(seconds: int, stage: int = 64) -> tuple[StageWork, ...]:
-    """Work of so many seconds where a row takes one."""
-    return (StageWork(stage=stage, steps=seconds, rows=1.0),)
-
-
-class Clock:
-    """A clock that goes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-class Desk:
-    """An admission on a clock of its own, and its figures."""
-
-    def __init__(self, limits: AdmissionLimits = LIMITS) -> None:
-        self.clock = Clock()
-        self.registry = CollectorRegistry()
-        self.times = StageTimes({64: 1.0}, now=self.clock)
-        self.admission = Admission(limits, self.times, AdmissionMetrics(self.registry), now=self.clock)
-
-    def take(self, seconds: int = 1, priority: Priority = Priority.NORMAL, *, within_s: float | None = None) -> Ticket:
-        """A ticket for so much work."""
-        until_s = None if within_s is None else self.clock.now_s + within_s
-        remaining = (lambda: None) if until_s is None else (lambda: until_s - self.clock.now_s)
-        return self.admission.take(work(seconds), priority, Call(time_remaining_s=remaining))
-
-    def figure(self, name: str, **labels: str) -> float:
-        """The value of a metric."""
-        value = self.registry.get_sample_value(f"reimagen_generator_{name}", labels)
-        assert value is not None, name
-        return value
-
-
-@dataclass(kw_only=True, eq=False)
-class Modeled:
-    """What the model knows of a ticket."""
-
-    ticket: Ticket
-    number: int
-    priority: Priority
-    arrived_s: float
-    seconds: int
-    until_s: float | None
-    starts: int = 0
-
-
-class AdmissionMachine(RuleBasedStateMachine):
-    """Every order is somewhere, once; the next one is the right one; bounds hold; nobody waits while a slot is free."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.desk = Desk()
-        self.waiting: list[Modeled] = []
-        self.running: list[Modeled] = []
-        self.gone: list[Modeled] = []
-        self.is_draining = False
-        self.count = 0
-
-    def level(self, each: Modeled) -> int:
-        aged = int((self.desk.clock.now_s - each.arrived_s) / LIMITS.aging_s)
-        return min(3, int(each.priority) + aged)
-
-    def in_order(self) -> list[Modeled]:
-        return sorted(self.waiting, key=lambda each: (-self.level(each), each.number))
-
-    def fill(self) -> None:
-        while self.waiting and len(self.running) < LIMITS.slots:
-            first = self.in_order()[0]
-            self.waiting.remove(first)
-            first.starts += 1
-            self.running.append(first)
-
-    @rule(
-        seconds=st.integers(1, 12),
-        priority=st.sampled_from(Priority),
-        within_s=st.one_of(st.none(), st.floats(-1.0, 60.0)),
-    )
-    def comes(self, seconds: int, priority: Priority, within_s: float | None) -> None:
-        ahead = [each for each in self.in_order() if self.level(each) >= priority]
-        ahead_s = sum(each.seconds for each in ahead)
-        must_wait = len(self.running) == LIMITS.slots
-        is_full = len(ahead) >= LIMITS.max_waiting or (bool(ahead) and ahead_s + seconds > LIMITS.max_waiting_s)
-        try:
-            ticket = self.desk.take(seconds, priority, within_s=within_s)
-        except (ResourceExhausted, Unavailable) as error:
-            reason, retry_after_s = error.reason, error.retry_after_s
-            assert must_wait and retry_after_s is not None and 0.1 <= retry_after_s <= 60
-            assert self.is_draining if reason == "DRAINING" else is_full
-            return
-        except DeadlineExceeded:
-            everything_s = seconds + ahead_s + sum(each.seconds for each in self.running)
-            assert within_s is not None and within_s < everything_s, "it would have been met with certainty"
-            return
-        assert not (must_wait and (is_full or self.is_draining))
-        until_s = None if within_s is None else self.desk.clock.now_s + within_s
-        self.count += 1
-        self.waiting.append(
-            Modeled(
-                ticket=ticket,
-                number=self.count,
-                priority=priority,
-                arrived_s=self.desk.clock.now_s,
-                seconds=seconds,
-                until_s=until_s,
-            )
-        )
-        self.fill()
-
-    @precondition(lambda self: self.running)
-    @rule(which=st.integers(0, 100))
-    def ends(self, which: int) -> None:
-        each = self.running.pop(which % len(self.running))
-        each.ticket.__exit__(None, None, None)
-        self.gone.append(each)
-        self.fill()
-
-    @precondition(lambda self: self.waiting)
-    @rule(which=st.integers(0, 100))
-    def goes_away(self, which: int) -> None:
-        each = self.waiting.pop(which % len(self.waiting))
-        self.desk.admission.leave(each.ticket)
-        self.gone.append(each)
-
-    @precondition(lambda self: self.gone)
-    @rule(which=st.integers(0, 100))
-    def leaves_again(self, which: int) -> None:
-        self.desk.admission.leave(self.gone[which % len(self.gone)].ticket)
-
-    @rule(seconds=st.floats(0.1, 15.0))
-    def time_passes(self, seconds: float) -> None:
-        self.desk.clock.now_s += seconds
-        for each in list(self.waiting):
-            self.desk.admission.check_deadline(each.ticket)
-            late = each.until_s is not None and each.until_s - self.desk.clock.now_s <= 0.8 * each.seconds + 1e-9
-            if each.ticket.refusal is not None:
-                assert late and isinstance(each.ticket.refusal, DeadlineExceeded)
-                self.waiting.remove(each)
-                self.gone.append(each)
-            else:
-                assert each.until_s is None or each.until_s - self.desk.clock.now_s > 0.8 * each.seconds - 1e-9
-
-    @rule()
-    def drains(self) -> None:
-        self.desk.admission.drain()
-        self.is_draining = True
-        for each in self.waiting:
-            assert isinstance(each.ticket.refusal, Unavailable)
-        self.gone += self.waiting
-        self.waiting = []
-
-    @invariant()
-    def everybody_is_somewhere_once(self) -> None:
-        states = {"WAITING": self.waiting, "RUNNING": self.running, "GONE": self.gone}
-        for name, members in states.items():
-            assert all(each.ticket.state.name == name for each in members)
-        assert all(each.starts <= 1 for each in self.gone) and all(each.starts == 1 for each in self.running)
-        assert self.desk.admission.num_running == len(self.running)
-        assert self.desk.admission.num_waiting == len(self.waiting)
-
-    @invariant()
-    def slots_are_used_and_bounds_hold(self) -> None:
-        assert len(self.running) <= LIMITS.slots
-        assert not self.waiting or len(self.running) == LIMITS.slots
-        assert len(self.waiting) <= len(Priority) * LIMITS.max_waiting
-
-    @invariant()
-    def the_figures_agree(self) -> None:
-        for priority in Priority:
-            label = priority.name.lower()
-            of_it = [each for each in self.waiting if each.priority is priority]
-            assert self.desk.figure("queue_depth", priority=label) == len(of_it)
-            of_it = [each for each in self.running if each.priority is priority]
-            assert self.desk.figure("in_flight_requests", priority=label) == len(of_it)
-
-
-AdmissionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestAdmissionMachine = AdmissionMachine.TestCase
+from tests.generator_svc.desk import LIMITS, Desk, work
 
 
 def test_priorities_go_first_and_positions_say_so() -> None:
