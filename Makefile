@@ -25,7 +25,7 @@ SECONDS_1024 ?= 1200
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
-env: $(VENV)/.ready ## Make the virtual environment (once)
+env: $(VENV)/.ready $(VENV)/bin/reimagen ## Make the virtual environment (once)
 
 $(VENV)/.ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("python: %s is too old, 3.11 or newer is needed" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -35,7 +35,13 @@ $(VENV)/.ready: requirements.txt
 	@printf '%s\n%s\n' "$(CURDIR)" "$(CURDIR)/$(STUBS)" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/reimagen.pth"
 	@touch $@
 
-proto: $(STUBS)/.ready ## Generate the gRPC stubs (when a contract changed)
+# The client's command. It needs the stubs, as all of the product does: `make proto`.
+$(VENV)/bin/reimagen: $(VENV)/.ready
+	@printf '#!%s\nimport sys\n\nfrom client.__main__ import main\n\nsys.exit(main())\n' "$(CURDIR)/$(PY)" > $@.part
+	@chmod +x $@.part
+	@mv $@.part $@
+
+proto: $(STUBS)/.ready $(VENV)/bin/reimagen ## Generate the gRPC stubs (when a contract changed)
 
 $(STUBS)/.ready: $(VENV)/.ready $(PROTOS)
 	@mkdir -p $(STUBS)

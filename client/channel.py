@@ -1,4 +1,4 @@
-"""Connections to a service: whom to trust, who calls, and what is tried again."""
+"""Connections to a service: where it is, whom to trust, who calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import json
 from dataclasses import dataclass
 
 import grpc
+import grpc.aio
+
+KEEPALIVE_S = 60  # a peer that is gone without a word is noticed after this much silence and KEEPALIVE_TIMEOUT_S
+KEEPALIVE_TIMEOUT_S = 20
+MAX_RESPONSE_BYTES = 256 << 20  # the neighbors' files come in one message
+_ROUND_ROBIN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,21 +22,29 @@ class Tls:
     certificate: bytes = b""
     key: bytes = b""
 
+    def credentials(self) -> grpc.ChannelCredentials:
+        """What gRPC makes of it."""
+        return grpc.ssl_channel_credentials(self.roots or None, self.key or None, self.certificate or None)
 
-def open_channel(address: str, *, tls: Tls | None, max_response_bytes: int, retries: str = "{}") -> grpc.Channel:
-    """A channel that connects at the first call.
+
+def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
+    """A channel that connects at the first call, and takes calls by turns to all addresses that are behind its own.
 
     Args:
-        address: unix:/path or host:port.
+        address: host:port or unix:/path; several replicas as dns:///host:port (every address of the name) or
+            ipv4:address:port,address:port.
         tls: None: in the clear.
-        max_response_bytes: largest answer taken.
-        retries: a service configuration, e.g. of `retried`.
     """
-    options = (("grpc.max_receive_message_length", max_response_bytes), ("grpc.service_config", retries))
     if tls is None:
-        return grpc.insecure_channel(address, options=options)
-    credentials = grpc.ssl_channel_credentials(tls.roots or None, tls.key or None, tls.certificate or None)
-    return grpc.secure_channel(address, credentials, options=options)
+        return grpc.insecure_channel(address, options=_options())
+    return grpc.secure_channel(address, tls.credentials(), options=_options())
+
+
+def open_async_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
+    """The same for asyncio."""
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=_options())
+    return grpc.aio.secure_channel(address, tls.credentials(), options=_options())
 
 
 def bearer(api_key: str) -> tuple[tuple[str, str], ...]:
@@ -38,14 +52,11 @@ def bearer(api_key: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
 
-def retried(*methods: tuple[str, str]) -> str:
-    """A service configuration that tries (service, method) again while the service is away (UNAVAILABLE)."""
-    names = [{"service": service, "method": method} for service, method in methods]
-    policy = {
-        "maxAttempts": 4,
-        "initialBackoff": "0.1s",
-        "maxBackoff": "2s",
-        "backoffMultiplier": 3,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
+def _options() -> tuple[tuple[str, str | int], ...]:
+    return (
+        ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
+        ("grpc.service_config", _ROUND_ROBIN),
+        ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_S),
+        ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_TIMEOUT_S),
+        ("grpc.enable_retries", 0),  # `client.retry` retries: it knows what may be repeated, and heeds RetryInfo
+    )

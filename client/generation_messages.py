@@ -1,13 +1,18 @@
-"""Plain data to messages of the generator service, and back."""
+"""Plain data to calls and messages of the generator service, and back."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import uuid
+from dataclasses import replace
+from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from reimagen.generator.v1 import generator_pb2 as pb
+from reimagen.generator.v1 import generator_pb2_grpc as pb_grpc
 from reimagen.retrieval.v1 import retrieval_pb2
 
+from client.call import Call
 from client.errors import ServiceFailed
 from client.generation_types import (
     Accepted,
@@ -29,12 +34,57 @@ from client.generation_types import (
     StepDone,
 )
 
+M = TypeVar("M", bound=Message)
+
+
+def names_of(kind: Any, prefix: str) -> tuple[str, ...]:
+    """The names that people use of an enum's values: of pb.Sampler and "SAMPLER", ddpm, ddim and dpmpp_2m."""
+    return tuple(key.removeprefix(f"{prefix}_").lower() for key in kind.keys() if kind.Value(key))  # noqa: SIM118
+
+
+SAMPLERS = names_of(pb.Sampler, "SAMPLER")
+STRATEGIES = names_of(pb.GuidanceStrategy, "GUIDANCE_STRATEGY")
+THRESHOLDINGS = names_of(pb.Thresholding, "THRESHOLDING")
+IMAGE_FORMATS = names_of(pb.ImageFormat, "IMAGE_FORMAT")
+PRIORITIES = names_of(pb.Priority, "PRIORITY")
+METHODS = names_of(retrieval_pb2.Method, "METHOD")
+
 
 class GenerationFailed(ServiceFailed):
     """The generator refused a request or failed."""
 
     def __str__(self) -> str:
         return self.description
+
+
+def events_call(request: GenerationRequest) -> Call[Event]:
+    """Draws, and says on the way what happens.
+
+    Raises:
+        ValueError: see `request_message`.
+    """
+    message = request_message(_identified(request))
+    return Call(stub=pb_grpc.GeneratorServiceStub, method="Generate", request=message, read=event_of)
+
+
+def images_call(request: GenerationRequest) -> Call[Generation]:
+    """Draws, in one answer.
+
+    Raises:
+        ValueError: see `request_message`.
+    """
+    message = pb.GenerateImagesRequest(request=request_message(_identified(request)))
+    return Call(stub=pb_grpc.GeneratorServiceStub, method="GenerateImages", request=message, read=generation_of)
+
+
+def models_call() -> Call[Models]:
+    """Asks what the service draws with."""
+    return Call(stub=pb_grpc.GeneratorServiceStub, method="ListModels", request=pb.ListModelsRequest(), read=models_of)
+
+
+def _identified(request: GenerationRequest) -> GenerationRequest:
+    """With an id, so that an attempt that is made again joins the first one."""
+    return request if request.request_id else replace(request, request_id=str(uuid.uuid4()))
 
 
 def request_message(request: GenerationRequest) -> pb.GenerateRequest:
@@ -44,26 +94,28 @@ def request_message(request: GenerationRequest) -> pb.GenerateRequest:
         ValueError: a name (sampler, strategy, thresholding, method, format, priority) is none of the contract's, or a
             number does not fit its field.
     """
-    return pb.GenerateRequest(
+    return _fitted(
+        pb.GenerateRequest,
+        "",
         prompt=request.prompt,
         k=request.k or 0,
         knowledge_base=request.knowledge_base,
-        method=_number(retrieval_pb2.Method, "METHOD", request.method),
+        method=_number(retrieval_pb2.Method, "METHOD", "method", request.method),
         excluded_pair_ids=request.excluded_pair_ids,
         exclude_exact=request.exclude_exact,
         without_neighbors=request.without_neighbors,
         num_pictures=request.num_pictures or 0,
         seed=request.seed,
         stop_at=request.stop_at or 0,
-        stages=[_overrides(stage) for stage in request.stages],
+        stages=[_overrides(stage, f"stages[{i}].") for i, stage in enumerate(request.stages)],
         preview_every=request.preview_every,
         negative_prompt=request.negative_prompt,
-        references=[_reference(reference) for reference in request.references],
+        references=[_reference(reference, f"references[{i}].") for i, reference in enumerate(request.references)],
         seeds=request.seeds,
         start_from=_start_from(request.start_from),
-        image_format=_number(pb.ImageFormat, "IMAGE_FORMAT", request.image_format),
+        image_format=_number(pb.ImageFormat, "IMAGE_FORMAT", "image_format", request.image_format),
         every_stage=request.every_stage,
-        priority=_number(pb.Priority, "PRIORITY", request.priority),
+        priority=_number(pb.Priority, "PRIORITY", "priority", request.priority),
         request_id=request.request_id,
         record_json=request.record_json,
     )
@@ -120,22 +172,27 @@ def _too_new(what: str) -> GenerationFailed:
     return GenerationFailed("INTERNAL", f"the service is newer than this client: {what}")
 
 
-def _overrides(stage: StageOverrides) -> pb.StageOverrides:
-    return pb.StageOverrides(
+def _overrides(stage: StageOverrides, place: str) -> pb.StageOverrides:
+    strategy = _number(pb.GuidanceStrategy, "GUIDANCE_STRATEGY", f"{place}guidance_strategy", stage.guidance_strategy)
+    return _fitted(
+        pb.StageOverrides,
+        place,
         stage=stage.stage,
         steps=stage.steps,
-        sampler=_number(pb.Sampler, "SAMPLER", stage.sampler),
-        guidance_strategy=_number(pb.GuidanceStrategy, "GUIDANCE_STRATEGY", stage.guidance_strategy),
+        sampler=_number(pb.Sampler, "SAMPLER", f"{place}sampler", stage.sampler),
+        guidance_strategy=strategy,
         text_weight=stage.text_weight,
         neighbor_weight=stage.neighbor_weight,
         eta=stage.eta,
-        thresholding=_number(pb.Thresholding, "THRESHOLDING", stage.thresholding),
+        thresholding=_number(pb.Thresholding, "THRESHOLDING", f"{place}thresholding", stage.thresholding),
         augmentation=stage.augmentation,
     )
 
 
-def _reference(reference: Reference) -> pb.Reference:
-    return pb.Reference(
+def _reference(reference: Reference, place: str) -> pb.Reference:
+    return _fitted(
+        pb.Reference,
+        place,
         image=reference.image,
         caption=reference.caption,
         author=reference.author,
@@ -147,19 +204,32 @@ def _reference(reference: Reference) -> pb.Reference:
 def _start_from(start: StartFrom | None) -> pb.StartFrom | None:
     if start is None:
         return None
-    return pb.StartFrom(image=start.image, stage=start.stage or 0, strength=start.strength)
+    return _fitted(pb.StartFrom, "start_from.", image=start.image, stage=start.stage or 0, strength=start.strength)
 
 
-def _number(kind: Any, prefix: str, name: str | None) -> Any:
+def _fitted(kind: type[M], place: str, **fields: Any) -> M:
+    """A message of these fields.
+
+    Raises:
+        ValueError: names the field that does not hold its value; protobuf names the value alone.
+    """
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError):
+        for name, value in fields.items():
+            try:
+                kind(**{name: value})
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{place}{name}: {error}") from None
+        raise
+
+
+def _number(kind: Any, prefix: str, field: str, name: str | None) -> Any:
     """The number of an enum's value by the name that people use: ("SAMPLER", "ddim") is SAMPLER_DDIM."""
     full = f"{prefix}_{(name or 'unspecified').upper()}"
     if full not in kind.keys():  # noqa: SIM118 (an enum of protobuf is no mapping)
-        raise ValueError(f"{prefix.lower()}: {name!r} is not one of {', '.join(_names(kind, prefix))}")
+        raise ValueError(f"{field}: {name!r} is not one of {', '.join(names_of(kind, prefix))}")
     return kind.Value(full)
-
-
-def _names(kind: Any, prefix: str) -> tuple[str, ...]:
-    return tuple(key.removeprefix(f"{prefix}_").lower() for key in kind.keys() if kind.Value(key))  # noqa: SIM118
 
 
 def _name(kind: Any, prefix: str, number: int) -> str:

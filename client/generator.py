@@ -6,16 +6,17 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Self
 
-import grpc
-from reimagen.generator.v1 import generator_pb2_grpc as pb_grpc
-
-from client.generation_messages import GenerationFailed, event_of, request_message
+from client.channel import Tls
+from client.connection import Connection
+from client.generation_messages import GenerationFailed, events_call, images_call, models_call
 from client.generation_types import (
     Accepted,
     Done,
     Event,
+    Generation,
     GenerationRequest,
     Image,
+    Models,
     Neighbor,
     NeighborsFound,
     Queued,
@@ -26,11 +27,14 @@ from client.generation_types import (
     StartFrom,
     StepDone,
 )
+from client.health import ServiceHealth
+from client.retry import NO_RETRY, RetryPolicy
 
 __all__ = [
     "Accepted",
     "Done",
     "Event",
+    "Generation",
     "GenerationFailed",
     "GenerationRequest",
     "GeneratorClient",
@@ -46,16 +50,18 @@ __all__ = [
     "StepDone",
 ]
 
-MAX_EVENT_BYTES = 256 << 20  # the neighbors' files come in one event
+SERVICES = ("reimagen.generator.v1.GeneratorService",)
+MODELS_TIMEOUT_S = 30.0
 
 
 class GeneratorClient:
-    """One channel to a generator; safe to use from several threads."""
+    """One channel to a generator; safe to use from several threads. Everything here raises GenerationFailed."""
 
-    def __init__(self, address: str) -> None:
-        """`address` is unix:/path or host:port; the channel connects at the first call."""
-        self._channel = grpc.insecure_channel(address, options=(("grpc.max_receive_message_length", MAX_EVENT_BYTES),))
-        self._stub = pb_grpc.GeneratorServiceStub(self._channel)
+    def __init__(
+        self, address: str, *, api_key: str = "", tls: Tls | None = None, retry: RetryPolicy = NO_RETRY
+    ) -> None:
+        """Connects at the first call; see `client.channel.open_channel` for addresses."""
+        self._connection = Connection(address, api_key=api_key, tls=tls, retry=retry, failure=GenerationFailed)
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +73,7 @@ class GeneratorClient:
 
     def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
-        self._channel.close()
+        self._connection.close()
 
     def generate(self, request: GenerationRequest, *, timeout_s: float) -> Generator[Event, None, None]:
         """Draw, and yield what the service says. Closing the generator cancels the call.
@@ -79,13 +85,17 @@ class GeneratorClient:
         Raises:
             ValueError: a name (sampler, strategy, thresholding, method) is none of the contract's, or a number
                 does not fit its field.
-            GenerationFailed: the service refused or failed.
         """
-        stream = self._stub.Generate(request_message(request), timeout=timeout_s)
-        try:
-            for response in stream:
-                yield event_of(response)
-        except grpc.RpcError as error:
-            raise GenerationFailed.of(error) from error
-        finally:
-            stream.cancel()
+        yield from self._connection.stream(events_call(request), timeout_s=timeout_s)
+
+    def generate_images(self, request: GenerationRequest, *, timeout_s: float) -> Generation:
+        """Draw, in one answer; see `generate`."""
+        return self._connection.ask(images_call(request), timeout_s=timeout_s)
+
+    def models(self) -> Models:
+        """What the service draws with."""
+        return self._connection.ask(models_call(), timeout_s=MODELS_TIMEOUT_S)
+
+    def health(self) -> tuple[ServiceHealth, ...]:
+        """Whether the service answers; never fails."""
+        return self._connection.health(SERVICES)

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from client.files import write_file
+from client.outputs import write_output
 
 
 class PictureFile:
@@ -21,7 +21,7 @@ class PictureFile:
         Raises:
             OSError: the disk is full, or the folder cannot be written.
         """
-        return write_file(Path(path), self.image)
+        return write_output(Path(path), self.image)
 
     def pil(self) -> Any:
         """A `PIL.Image.Image`. The client itself needs no Pillow: it is loaded here, where it is asked for.

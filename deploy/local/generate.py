@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from client.generator import (
-    Done,
-    GenerationFailed,
-    GenerationRequest,
-    GeneratorClient,
-    Image,
-    Neighbor,
-    NeighborsFound,
-    StageFinished,
-    StageOverrides,
-)
+from client.client import Client
+from client.generation_messages import GenerationFailed
+from client.generation_types import Generation, GenerationRequest, Neighbor, StageOverrides
+from client.outputs import check_folder, write_outputs
+from client.retry import NO_RETRY
 from common.diffusion.randomness import MAX_SEED
 from common.images import contact_sheet, encode_png, over_color, rasterize
 from common.prompt import MAX_PROMPT_CHARACTERS
@@ -30,9 +22,10 @@ from common.scenes import WHITE
 from common.stages import stage
 from deploy.local.display import Display
 from deploy.local.knowledge_base import ensure_knowledge_base
-from deploy.local.outputs import check_folder, write_outputs
 from deploy.local.stack import GeneratorFlags, running_stack
 
+COMPANIONS = ("stage-64.png", "stage-256.png", "neighbors.png", "record.json")
+"""What belongs to the newest picture of a folder; the pictures themselves stay."""
 SHEET_CELL = 320  # pixels; wide enough for a caption above it
 _GUIDANCE = {
     "guidance_strategy": "strategy",
@@ -119,7 +112,7 @@ def generate(
             if error.code == "INTERNAL":
                 raise GenerationFailed("INTERNAL", f"{error}: {stack.generator.explain()}") from error
             raise
-        files = drawn.files()
+        files = _files(drawn)
     record = dict(drawn.record)
     record["timings_s"] = {
         "start": round(start_s, 4),
@@ -127,40 +120,21 @@ def generate(
         "command": round(time.perf_counter() - started, 4),
     }
     files["record.json"] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
-    return write_outputs(places.out, files)
+    return write_outputs(places.out, files, companions=COMPANIONS)
 
 
-@dataclass(kw_only=True)
-class _Drawn:
-    neighbors: tuple[Neighbor, ...]
-    stages: dict[int, bytes]
-    image: bytes
-    record: Mapping[str, Any]
-
-    def files(self) -> dict[str, bytes]:
-        """Name to content, without the record."""
-        files = {f"image-{self.record['seed']}.png": self.image}
-        files |= {f"stage-{size}.png": png for size, png in self.stages.items()}
-        if self.neighbors:
-            files["neighbors.png"] = encode_png(_sheet(self.neighbors))
-        return files
+def _draw(request: GenerationRequest, address: str, display: Display, timeout_s: float) -> Generation:
+    with Client(address, retry=NO_RETRY) as client:
+        return client.generate(request, on_event=display.show, timeout_s=timeout_s)
 
 
-def _draw(request: GenerationRequest, address: str, display: Display, timeout_s: float) -> _Drawn:
-    drawn = _Drawn(neighbors=(), stages={}, image=b"", record={})
-    with GeneratorClient(address) as client, closing(client.generate(request, timeout_s=timeout_s)) as events:
-        for event in events:
-            display.show(event)
-            match event:
-                case NeighborsFound():
-                    drawn.neighbors = event.neighbors
-                case StageFinished() if event.image:
-                    drawn.stages[event.stage] = event.image
-                case Image():
-                    drawn.image = event.image
-                case Done():
-                    drawn.record = event.record
-    return drawn
+def _files(drawn: Generation) -> dict[str, bytes]:
+    """Name to content, without the record."""
+    files = {f"image-{drawn.record['seed']}.png": drawn.images[0].image}
+    files |= {f"stage-{finished.stage}.png": finished.image for finished in drawn.stages}
+    if drawn.neighbors.neighbors:
+        files["neighbors.png"] = encode_png(_sheet(drawn.neighbors.neighbors))
+    return files
 
 
 def _sheet(neighbors: tuple[Neighbor, ...]) -> np.ndarray:

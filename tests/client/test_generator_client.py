@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,7 +138,8 @@ def test_a_request_says_everything(client: GeneratorClient, service: Canned) -> 
     assert (said.stages[0].sampler, said.stages[0].thresholding) == (pb.SAMPLER_DPMPP_2M, pb.THRESHOLDING_NONE)
     assert [field.name for field, _ in said.stages[1].ListFields()] == ["stage"]
     assert (said.image_format, said.priority) == (pb.IMAGE_FORMAT_WEBP, pb.PRIORITY_LOW)
-    assert {field.name for field, _ in plain.ListFields()} == {"prompt"}
+    assert {field.name for field, _ in plain.ListFields()} == {"prompt", "request_id"}
+    assert uuid.UUID(plain.request_id).version == 4, "an attempt that is made again has the same one"
 
 
 @pytest.mark.parametrize(
@@ -146,9 +148,9 @@ def test_a_request_says_everything(client: GeneratorClient, service: Canned) -> 
         ({"method": "magic"}, "method: 'magic' is not one of bm25, clip, hybrid"),
         (
             {"stages": (StageOverrides(stage=64, sampler="euler"),)},
-            "sampler: 'euler' is not one of ddpm, ddim, dpmpp_2m",
+            r"stages\[0\].sampler: 'euler' is not one of ddpm, ddim, dpmpp_2m",
         ),
-        ({"seed": -1}, "Value out of range: -1"),
+        ({"seed": -1}, "seed: Value out of range: -1"),
     ],
 )
 def test_what_the_contract_cannot_say_is_told(

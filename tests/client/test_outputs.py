@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.outputs import check_folder, write_outputs
+from client.outputs import check_folder, write_outputs
 
 FILES = {"image-7.png": b"picture", "stage-64.png": b"stage", "neighbors.png": b"sheet", "record.json": b"{}"}
 
@@ -27,7 +27,8 @@ def test_everything_is_written(tmp_path: Path) -> None:
 def test_companions_of_an_earlier_picture_go_and_pictures_stay(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     write_outputs(tmp_path, FILES)
-    write_outputs(tmp_path, {"image-8.png": b"other", "record.json": b"[]"})
+    companions = ("stage-64.png", "neighbors.png", "record.json", "never.png")
+    write_outputs(tmp_path, {"image-8.png": b"other", "record.json": b"[]"}, companions=companions)
     assert content(tmp_path) == {
         "notes.txt": b"mine",
         "image-7.png": b"picture",

@@ -6,13 +6,8 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-from common.files import sync_folder
-
-COMPANIONS = ("stage-64.png", "stage-256.png", "neighbors.png", "record.json")
-"""What belongs to the newest picture of a folder; the pictures themselves stay."""
 
 
 def check_folder(folder: Path) -> None:
@@ -24,8 +19,8 @@ def check_folder(folder: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
 
 
-def write_outputs(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write `files` (name to content) into `folder`; companions of an earlier picture that are not among them go.
+def write_outputs(folder: Path, files: Mapping[str, bytes], *, companions: Iterable[str] = ()) -> list[Path]:
+    """Write `files` (name to content) into `folder`; `companions` of an earlier picture that are not among them go.
 
     Everything is written and flushed under temporary names before the first file takes its place.
 
@@ -46,11 +41,21 @@ def write_outputs(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
         if is_new and not written:
             shutil.rmtree(folder, ignore_errors=True)
-    for name in COMPANIONS:
+    for name in companions:
         if name not in files:
             (folder / name).unlink(missing_ok=True)
-    sync_folder(folder)
+    _sync_folder(folder)
     return [folder / name for name in files]
+
+
+def write_output(path: Path, content: bytes) -> Path:
+    """Write one file, and the folders to it.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; `path` is then as it was before.
+    """
+    write_outputs(path.absolute().parent, {path.name: content})
+    return path
 
 
 def _write(path: Path, final: Path, content: bytes) -> None:
@@ -61,3 +66,12 @@ def _write(path: Path, final: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
     except OSError as error:  # a full disk says neither its name nor that of the file
         raise OSError(error.errno, error.strerror, str(final)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable (POSIX: the directory entry needs its own fsync)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
