@@ -58,5 +58,6 @@ def _options() -> tuple[tuple[str, str | int], ...]:
         ("grpc.service_config", _ROUND_ROBIN),
         ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_S),
         ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_TIMEOUT_S),
+        ("grpc.http2.max_pings_without_data", 0),  # no limit: a request that waits in line sends and gets nothing
         ("grpc.enable_retries", 0),  # `client.retry` retries: it knows what may be repeated, and heeds RetryInfo
     )

@@ -122,6 +122,7 @@ async def serve(
             ("grpc.max_send_message_length", settings.max_response_bytes),
             # Without this a second server on the same port starts well and takes half of the calls.
             ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 20_000),  # a client may ping while it waits in line
         ),
     )
     checker = Health()
