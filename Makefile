@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STUBS := build/stubs
+TRITON := build/triton
 PROTOS := $(shell find proto -name '*.proto' 2>/dev/null)
 
 PROMPT ?= a guide dog, noto style, on a blue background
@@ -20,12 +21,12 @@ SECONDS_64 ?= 3600
 SECONDS_256 ?= 1200
 SECONDS_1024 ?= 1200
 
-.PHONY: help env proto generate knowledge-base test test-crashes lint train-demo train-data evaluate bench-retrieval clean
+.PHONY: help env triton proto generate knowledge-base test test-crashes lint train-demo train-data evaluate bench-retrieval clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
-env: $(VENV)/.ready $(VENV)/bin/reimagen ## Make the virtual environment (once)
+env: $(VENV)/.ready $(VENV)/bin/reimagen $(TRITON)/.ready ## Make the virtual environment, install Triton (once)
 
 $(VENV)/.ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("python: %s is too old, 3.11 or newer is needed" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -40,6 +41,15 @@ $(VENV)/bin/reimagen: $(VENV)/.ready
 	@printf '#!%s\nimport sys\n\nfrom client.__main__ import main\n\nsys.exit(main())\n' "$(CURDIR)/$(PY)" > $@.part
 	@chmod +x $@.part
 	@mv $@.part $@
+
+triton: $(TRITON)/.ready ## Install tritonserver from its wheel into build/triton (once)
+
+# The Python backend runs models in a stub built for one minor version of Python: the environment's.
+$(TRITON)/.ready: requirements-triton.txt | $(VENV)/.ready
+	@rm -rf $(TRITON)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(TRITON) -r requirements-triton.txt
+	@cd $(TRITON)/pytriton/tritonserver && cp python_backend_stubs/$$($(CURDIR)/$(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])')/triton_python_backend_stub backends/python/
+	@touch $@
 
 proto: $(STUBS)/.ready $(VENV)/bin/reimagen ## Generate the gRPC stubs (when a contract changed)
 
@@ -57,7 +67,7 @@ generate: export PROMPT := $(PROMPT)
 generate: export SEED := $(SEED)
 generate: export OUT := $(OUT)
 
-test: lint knowledge-base ## Lint, then run the whole test suite
+test: lint triton knowledge-base ## Lint, then run the whole test suite
 	$(PY) -m pytest
 
 test-crashes: proto ## Kill the knowledge base's writer at 100 random points
