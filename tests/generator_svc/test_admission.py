@@ -47,6 +47,19 @@ def test_low_is_not_starved() -> None:
     assert 2 * LIMITS.aging_s <= waited <= 2 * LIMITS.aging_s + 5
 
 
+def test_what_has_waited_long_enough_goes_before_whoever_came_later() -> None:
+    """Both are as high as can be by then: HIGH does not rise beyond."""
+    desk = Desk()
+    running = [desk.take(), desk.take()]
+    low = desk.take(1, Priority.LOW)
+    desk.clock.now_s += 5.0
+    high = desk.take(1, Priority.HIGH)
+    assert (high.position, low.position) == (1, 2)
+    desk.clock.now_s += 20.0
+    desk.admission.leave(running[0])
+    assert low.state.name == "RUNNING" and high.position == 1
+
+
 def test_low_cannot_fill_the_line_for_high() -> None:
     desk = Desk()
     for _ in range(2 + LIMITS.max_waiting):
