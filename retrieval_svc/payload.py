@@ -17,6 +17,7 @@ CLIP_VECTOR, BM25_VECTOR = "clip", "bm25"  # dense with cosine similarity; spars
 KEYWORD_FIELDS = ("facet", "license", "source", "name", "content", "safety", "level")
 BOOL_FIELDS = ("deleted",)
 INTEGER_FIELDS = ("version",)
+LINKED_FIELDS = ("facet", "license", "source", "safety")  # that a caller's filter selects large parts of the pairs by
 # Qdrant compares integers with the bounds of a range as float64, which at 2e18 stand 256 apart: a bound is asked for this much
 # too low (two roundings), and what is too much is dropped by comparing integers.
 VERSION_SLACK = 512
