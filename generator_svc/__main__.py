@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import grpc.aio
@@ -26,11 +27,13 @@ from common.service.metrics import process_registry
 from common.service.server import ServerSettings, die_with_parent, serve
 from common.stages import STAGES, StageSpec
 from common.text import TextEncoder, packaged_encoder
+from generator_svc.embedded_stage import IN_PROCESS, EmbeddedStage, EmbeddedTexts
 from generator_svc.metrics import GeneratorMetrics
-from generator_svc.pipeline import Pipeline, Stage
+from generator_svc.neighbor_source import NeighborSource
+from generator_svc.pipeline import Pipeline
 from generator_svc.retrieval_client import RetrievalClient
 from generator_svc.servicer import SERVICE_NAME, GeneratorServicer
-from generator_svc.stage_inputs import Texts
+from generator_svc.stage_backend import StageBackend, StageInfo, TextBackend
 from generator_svc.stage_runtime import StageRuntime
 
 PREFIX = "REIMAGEN_GENERATOR_"
@@ -43,9 +46,16 @@ class GeneratorSettings(ServerSettings):
     """What the generator is told, by flags or by REIMAGEN_GENERATOR_ variables."""
 
     address: str = setting(default="127.0.0.1:50052", help="where to listen: unix:/path or host:port (port 0: any)")
+    max_request_bytes: int = setting(
+        default=32 << 20, help="largest request taken, in bytes: references and pictures to begin with come in it"
+    )
     weights: Path = setting(help="folder of the stages' weights, with their manifest.json")  # noqa: RUF009 (a field)
     retrieval_address: str = setting(help="address of the retrieval service: unix:/path or host:port")
     retrieval_timeout_s: float = setting(default=10.0, help="seconds that retrieval gets to answer")
+    without_retrieval: Literal["fail", "draw"] = setting(
+        default="fail",
+        help="when retrieval does not answer: fail the request, or draw it without neighbors, and say so",
+    )
     retrieval_api_key_file: Path | None = setting(  # noqa: RUF009 (a field, as are the next)
         default=None, help="file with the API key that is shown to the retrieval service; empty: none is"
     )
@@ -116,24 +126,32 @@ async def opened(
     """
     metrics = GeneratorMetrics(registry)
     async with AsyncExitStack() as stack:
-        stages: dict[int, Stage] = {}
-        for spec in STAGES:
-            stages[spec.size] = await asyncio.to_thread(_load_stage, settings, spec, metrics)
-            stack.callback(stages[spec.size].runtime.close)
-        encoder = await asyncio.to_thread(_load_encoder, settings)
-        _check_widths(settings, stages, encoder)
+        stages, texts = await _embedded(settings, metrics, stack)
         retriever = _connect(settings)
         stack.push_async_callback(retriever.close)
-        pipeline = Pipeline(
-            retriever=retriever,
-            texts=Texts(encoder),
-            text_encoder=Path(settings.text_encoder).name if settings.text_encoder else PACKAGED_ENCODER,
-            stages=stages,
-            metrics=metrics,
-            retrieval_timeout_s=settings.retrieval_timeout_s,
+        neighbors = NeighborSource(
+            retriever, timeout_s=settings.retrieval_timeout_s, without_retrieval=settings.without_retrieval
         )
+        pipeline = Pipeline(neighbors=neighbors, texts=texts, stages=stages, metrics=metrics)
         generator_pb2_grpc.add_GeneratorServiceServicer_to_server(GeneratorServicer(pipeline), server)
         yield (SERVICE_NAME,)
+
+
+async def _embedded(
+    settings: GeneratorSettings, metrics: GeneratorMetrics, stack: AsyncExitStack
+) -> tuple[dict[int, StageBackend], TextBackend]:
+    """Stages and text encoder in this process."""
+    stages: dict[int, StageBackend] = {}
+    widths: dict[int, int] = {}
+    for spec in STAGES:
+        runtime, info = await asyncio.to_thread(_load_stage, settings, spec, metrics)
+        stack.callback(runtime.close)
+        stages[spec.size] = EmbeddedStage(runtime, info, on_taken=metrics.taken_bytes.labels(spec.size).set)
+        widths[spec.size] = info.unet.text_width
+    encoder = await asyncio.to_thread(_load_encoder, settings)
+    _check_widths(settings, widths, encoder)
+    name = Path(settings.text_encoder).name if settings.text_encoder else PACKAGED_ENCODER
+    return stages, EmbeddedTexts(encoder, name)
 
 
 def _connect(settings: GeneratorSettings) -> RetrievalClient:
@@ -153,7 +171,9 @@ def _read(path: Path | None) -> bytes | None:
     return path.read_bytes() if path else None
 
 
-def _load_stage(settings: GeneratorSettings, spec: StageSpec, metrics: GeneratorMetrics) -> Stage:
+def _load_stage(
+    settings: GeneratorSettings, spec: StageSpec, metrics: GeneratorMetrics
+) -> tuple[StageRuntime, StageInfo]:
     # bf16 is for accelerators: a CPU without its instructions runs it many times slower than fp32.
     dtype = torch.float32 if settings.device == "cpu" else torch.bfloat16
     weights = load_stage(settings.weights, spec.size, device=settings.device, dtype=dtype)
@@ -176,7 +196,16 @@ def _load_stage(settings: GeneratorSettings, spec: StageSpec, metrics: Generator
         max_live_bytes=settings.max_live_bytes,
         on_batch=on_batch,
     )
-    return Stage(runtime=runtime, sha256=weights.sha256)
+    info = StageInfo(
+        stage=spec.size,
+        unet=config,
+        version="0",
+        weights_sha256=weights.sha256,
+        parameters=sum(parameter.numel() for parameter in weights.unet.parameters()),
+        trained=weights.trained,
+        endpoints=(IN_PROCESS,),
+    )
+    return runtime, info
 
 
 def _load_encoder(settings: GeneratorSettings) -> TextEncoder:
@@ -187,9 +216,8 @@ def _load_encoder(settings: GeneratorSettings) -> TextEncoder:
         raise ConfigError(f"--text-encoder: {settings.text_encoder!r} cannot be loaded ({reason})") from None
 
 
-def _check_widths(settings: GeneratorSettings, stages: dict[int, Stage], encoder: TextEncoder) -> None:
-    for size, stage in stages.items():
-        wanted = stage.runtime.config.text_width
+def _check_widths(settings: GeneratorSettings, widths: dict[int, int], encoder: TextEncoder) -> None:
+    for size, wanted in widths.items():
         if wanted not in (0, encoder.width):
             raise CheckpointError(
                 f"weights: stage {size} of {settings.weights} reads text states {wanted} wide;"

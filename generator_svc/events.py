@@ -7,16 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from generator_svc.neighbors import Retrieved
+from generator_svc.picture_files import ImageFormat
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accepted:
-    """The order is understood, and there is room for it."""
+    """The order is understood, and will be drawn; `queue_position` go before it."""
 
     prompt: str
-    seed: int
-    num_pictures: int
+    seeds: tuple[int, ...]
     stages: tuple[int, ...]
+    queue_position: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queued:
+    """The order still waits."""
+
+    queue_position: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +55,11 @@ class StepDone:
 
 @dataclass(frozen=True, kw_only=True)
 class StageFinished:
-    """A picture has left a stage; `png` is empty in the last one."""
+    """A picture has left a stage; `image` is empty in the last one, and where it was not asked for."""
 
     stage: int
     picture: int
-    png: bytes = b""
+    image: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,10 @@ class Image:
     """A finished picture with its record inside."""
 
     picture: int
-    png: bytes
+    image: bytes
+    image_format: ImageFormat
+    seed: int
+    record_json: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,4 +80,4 @@ class Done:
     record: Mapping[str, Any]
 
 
-Event = Accepted | NeighborsFound | StageStarted | StepDone | StageFinished | Image | Done
+Event = Accepted | Queued | NeighborsFound | StageStarted | StepDone | StageFinished | Image | Done

@@ -43,3 +43,8 @@ class GeneratorMetrics:
         self.pictures = Counter(
             "reimagen_generator_pictures", "Pictures finished, by their side.", ("size",), registry=registry
         )
+        self.degraded = Counter(
+            "reimagen_generator_degraded_orders",
+            "Orders drawn without retrieved neighbors, because retrieval failed.",
+            registry=registry,
+        )

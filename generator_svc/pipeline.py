@@ -4,58 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from common.diffusion.plan import Plan
-from common.images import encode_png, from_unit
-from common.service.errors import DeadlineExceeded
+from common.images import to_unit
+from common.stages import stage as stage_spec
 from common.text import MAX_TOKENS
-from generator_svc.events import (
-    Accepted,
-    Done,
-    Event,
-    Image,
-    NeighborsFound,
-    StageFinished,
-    StageStarted,
-    StepDone,
-)
+from generator_svc.call import Call
+from generator_svc.events import Accepted, Done, Event, Image, NeighborsFound, StageFinished, StageStarted, StepDone
 from generator_svc.metrics import GeneratorMetrics
-from generator_svc.neighbors import Retrieved
-from generator_svc.order import CheckedOrder, Order, StageReads, check_order
+from generator_svc.neighbor_source import NeighborSource
+from generator_svc.neighbors import Neighbor, Retrieved, draw_neighbors
+from generator_svc.order import CheckedOrder, Order, StageReads
+from generator_svc.order_rules import check_order, without_retrieved
+from generator_svc.picture_files import encode, read, small_square, square
 from generator_svc.progress import Progress, Step
-from generator_svc.record import full_record, order_record, picture_chunks
-from generator_svc.stage_inputs import EncodedTexts, StageInputs, Texts, make_inputs
-from generator_svc.stage_runtime import Seat, StageRuntime
-
-
-class Retriever(Protocol):
-    """Finds the neighbors of an order."""
-
-    async def retrieve(self, order: Order, k: int, *, timeout_s: float) -> Retrieved:
-        """The k best pairs for the order's prompt."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """What the pipeline may know of whoever waits for the pictures."""
-
-    is_cancelled: Callable[[], bool] = lambda: False
-    time_remaining_s: Callable[[], float | None] = lambda: None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A stage that can be run, and the sha256 of its weights."""
-
-    runtime: StageRuntime
-    sha256: str
+from generator_svc.record import full_record, order_record, picture_record
+from generator_svc.recorded_order import check_recorded_order, check_weights
+from generator_svc.stage_backend import StageBackend, StageInfo, StageNeeds, StageSeat, TextBackend
+from generator_svc.stage_inputs import EncodedTexts, OrderTexts, Start, make_inputs
 
 
 @dataclass(kw_only=True)
@@ -71,111 +42,155 @@ class _Clock:
             self.seconds[name] = time.perf_counter() - started
 
 
+@contextmanager
+def _under_way(work: Coroutine[None, None, np.ndarray]) -> Iterator[asyncio.Task[np.ndarray]]:
+    """Work that goes on while the block listens to it, and is cancelled where the block is left."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+
+
 class Pipeline:
-    """Draws orders. Everything that it needs is given to it."""
+    """Draws orders. Everything that it needs is given to it, and it does not know where any of it runs."""
 
     def __init__(
         self,
         *,
-        retriever: Retriever,
-        texts: Texts,
-        text_encoder: str,
-        stages: Mapping[int, Stage],
+        neighbors: NeighborSource,
+        texts: TextBackend,
+        stages: Mapping[int, StageBackend],
         metrics: GeneratorMetrics,
-        retrieval_timeout_s: float,
     ) -> None:
-        """`stages` by the side of their pictures; `text_encoder` is the name that records bear."""
-        self._retriever = retriever
+        """`stages` by the side of their pictures."""
+        self._neighbors = neighbors
         self._texts = texts
-        self._text_encoder = text_encoder
         self._stages = stages
         self._metrics = metrics
-        self._retrieval_timeout_s = retrieval_timeout_s
 
-    async def draw(self, order: Order, call: Call) -> AsyncIterator[Event]:
+    @property
+    def text_encoder(self) -> str:
+        """Its name."""
+        return self._texts.name
+
+    async def models(self) -> list[StageInfo]:
+        """The stages as they are served now, in the order in which they are run.
+
+        Raises:
+            Unavailable: a stage is not served anywhere.
+        """
+        return list(await asyncio.gather(*(self._stages[size].info() for size in sorted(self._stages))))
+
+    async def draw(self, order: Order, call: Call) -> AsyncGenerator[Event, None]:
         """Draw an order, and say what happens.
 
         Raises:
             ServiceError: the order cannot be carried out, or not now; see generator.proto.
         """
-        checked = check_order(order, {size: _reads(stage) for size, stage in self._stages.items()})
-        order, clock, pictures = checked.order, _Clock(), None
-        with ExitStack() as held, clock.time("total"):
-            seats = {plan.stage: held.enter_context(self._reserve(checked, plan)) for plan in checked.plans}
-            yield Accepted(prompt=order.prompt, seed=checked.seed, num_pictures=order.num_pictures, stages=tuple(seats))
+        reads = {info.stage: _reads(info) for info in await self.models()}
+        checked = check_recorded_order(order) if order.record_json else check_order(order, reads)
+        clock, pictures = _Clock(), None
+        async with AsyncExitStack() as held:
+            held.enter_context(clock.time("total"))
+            seats = await self._admit(checked, held)
+            yield Accepted(prompt=checked.order.prompt, seeds=checked.seeds, stages=checked.sizes)
             with clock.time("retrieve"):
-                retrieved = await self._retrieve(checked, call)
+                retrieved = await self._neighbors.find(checked, call)
+            if retrieved.degraded_reason and checked.recorded is None:
+                self._metrics.degraded.inc()
+                checked = without_retrieved(checked, reads)
             yield NeighborsFound(retrieved=retrieved)
             with clock.time("encode"):
-                texts = await self._encode(order.prompt, retrieved)
-            for plan in checked.plans:
-                yield StageStarted(stage=plan.stage, steps=plan.steps)
-                with clock.time(f"stage_{plan.stage}"), self._metrics.stage_s.labels(plan.stage).time():
-                    inputs = await self._make_inputs(plan, texts, retrieved, pictures)
-                    progress = Progress(preview_every=order.preview_every)
-                    future = seats[plan.stage].submit(
-                        checked.stage_plans(plan), inputs, on_step=progress.report, is_cancelled=call.is_cancelled
-                    )
-                    async for step in progress.until_done(future):
-                        yield await _step_done(plan, step)
-                    pictures = await asyncio.wrap_future(future)
-                for picture, pixels in enumerate(pictures):
-                    is_last = plan.stage == order.stop_at
-                    yield StageFinished(stage=plan.stage, picture=picture, png=b"" if is_last else await _png(pixels))
+                texts, encoded = await self._encode(checked.order, retrieved, call)
+            for plans in checked.stages:
+                size = plans[0].stage
+                yield StageStarted(stage=size, steps=plans[0].steps)
+                with clock.time(f"stage_{size}"), self._metrics.stage_s.labels(size).time():
+                    start = await asyncio.to_thread(_start, checked.order, plans, pictures)
+                    shown = await asyncio.to_thread(_shown, seats[size].info, retrieved.neighbors)
+                    inputs = make_inputs(seats[size].info.unet, size, texts, encoded, shown, start)
+                    progress, every = Progress(), checked.order.preview_every
+                    with _under_way(
+                        seats[size].run(plans, inputs, on_step=progress.report, preview_every=every, call=call)
+                    ) as running:
+                        async for step in progress.until_done(running):
+                            yield await _step_done(plans[0], step)
+                        pictures = await running
+                async for finished in _finished(checked, size, pictures):
+                    yield finished
             assert pictures is not None, "an order has at least one stage"
-            weights = {size: stage.sha256 for size, stage in self._stages.items()}
-            common = order_record(checked, retrieved, weights=weights, text_encoder=self._text_encoder)
-            with clock.time("png"):
-                for picture, pixels in enumerate(pictures):
-                    png = await _png(pixels, picture_chunks(common, checked.plans, picture))
-                    self._metrics.pictures.labels(order.stop_at).inc()
-                    yield Image(picture=picture, png=png)
-        yield Done(record=full_record(common, checked, clock.seconds))
+            infos = {size: seat.info for size, seat in seats.items()}
+            common = order_record(checked, retrieved, infos=infos, text_encoder=self.text_encoder)
+            with clock.time("encode_pictures"):
+                async for image in _images(checked, pictures, common):
+                    self._metrics.pictures.labels(checked.sizes[-1]).inc()
+                    yield image
+        yield Done(record=full_record(common, checked, clock.seconds, infos=infos))
 
-    @contextmanager
-    def _reserve(self, checked: CheckedOrder, plan: Plan) -> Iterator[Seat]:
-        """Room in a stage, taken for the whole order: none is turned away when half of its work is done."""
-        runtime = self._stages[plan.stage].runtime
-        gauge = self._metrics.taken_bytes.labels(plan.stage)
-        try:
-            with runtime.reserve(
-                num_pictures=checked.order.num_pictures, num_tokens=MAX_TOKENS, num_neighbors=checked.k
-            ) as seat:
-                gauge.set(runtime.taken_bytes)
-                yield seat
-        finally:
-            gauge.set(runtime.taken_bytes)
+    async def _admit(self, checked: CheckedOrder, held: AsyncExitStack) -> dict[int, StageSeat]:
+        """Let an order in, before any work is done for it: room in every stage, held until `held` is left.
 
-    async def _retrieve(self, checked: CheckedOrder, call: Call) -> Retrieved:
-        """Ask retrieval, within what is left of the caller's deadline; a failure is fatal to the order."""
-        if checked.order.without_neighbors:
-            return Retrieved()
-        remaining_s = call.time_remaining_s()
-        timeout_s = self._retrieval_timeout_s if remaining_s is None else min(remaining_s, self._retrieval_timeout_s)
-        if timeout_s <= 0:
-            raise DeadlineExceeded("the caller's deadline has passed")
-        return await self._retriever.retrieve(checked.order, checked.k, timeout_s=timeout_s)
+        Room is taken for the whole order: none is turned away when half of its work is done.
+        """
+        num_texts = 1 + bool(checked.order.negative_prompt)
+        needs = StageNeeds(
+            num_pictures=checked.num_pictures,
+            num_tokens=num_texts * MAX_TOKENS,
+            num_neighbors=checked.num_neighbors,
+        )
+        seats = {size: await held.enter_async_context(self._stages[size].reserve(needs)) for size in checked.sizes}
+        if checked.recorded is not None:
+            served = {size: seat.info.weights_sha256 for size, seat in seats.items()}
+            check_weights(checked.recorded, served, self.text_encoder)
+        return seats
 
-    async def _encode(self, prompt: str, retrieved: Retrieved) -> EncodedTexts:
-        captions = [neighbor.caption for neighbor in retrieved.neighbors]
-        return await asyncio.to_thread(self._texts.encode, prompt, captions)
-
-    async def _make_inputs(
-        self, plan: Plan, texts: EncodedTexts, retrieved: Retrieved, low_res: np.ndarray | None
-    ) -> StageInputs:
-        unet = self._stages[plan.stage].runtime.config
-        return await asyncio.to_thread(make_inputs, unet, plan.stage, texts, retrieved.neighbors, low_res)
+    async def _encode(self, order: Order, retrieved: Retrieved, call: Call) -> tuple[OrderTexts, EncodedTexts]:
+        captions = tuple(neighbor.caption for neighbor in retrieved.neighbors)
+        texts = OrderTexts(prompt=order.prompt, negative=order.negative_prompt, captions=captions)
+        return texts, await self._texts.encode(texts.in_order(), call=call)
 
 
-def _reads(stage: Stage) -> StageReads:
-    return StageReads(text=stage.runtime.config.text_width > 0, neighbors=stage.runtime.config.uses_neighbors)
+def _reads(info: StageInfo) -> StageReads:
+    return StageReads(text=info.unet.text_width > 0, neighbors=info.unet.uses_neighbors)
+
+
+def _start(order: Order, plans: Sequence[Plan], before: np.ndarray | None) -> Start:
+    """What a stage begins with: what the stage before made, or the caller's picture."""
+    if before is not None or order.start_from is None:
+        return Start(low_res=before)
+    spec, picture = stage_spec(plans[0].stage), read("start_from.image", order.start_from.image)
+    low_res = start = None
+    if spec.low_res_size:
+        small = np.moveaxis(to_unit(small_square(picture, spec.size, spec.scale)), -1, 0)
+        low_res = np.repeat(small[None], len(plans), 0)
+    if plans[0].start_time < 1.0:
+        start = np.moveaxis(to_unit(square(picture, spec.size)), -1, 0)[None]
+    return Start(low_res=low_res, picture=start)
+
+
+def _shown(info: StageInfo, neighbors: Sequence[Neighbor]) -> np.ndarray:
+    """The neighbors' pictures as a stage reads them; none where it reads none."""
+    return draw_neighbors(neighbors if info.unet.uses_neighbors else (), info.stage)
 
 
 async def _step_done(plan: Plan, step: Step) -> StepDone:
-    preview = b"" if step.x0 is None else await _png(step.x0)
+    preview = b"" if step.x0 is None else await asyncio.to_thread(encode, step.x0, "png")
     return StepDone(stage=plan.stage, picture=step.picture, step=step.step, steps=plan.steps, preview_png=preview)
 
 
-async def _png(pixels: np.ndarray, chunks: Mapping[str, str] | None = None) -> bytes:
-    """PNG of float [3, S, S] in [-1, 1]."""
-    return await asyncio.to_thread(lambda: encode_png(from_unit(np.moveaxis(pixels, 0, -1)), chunks))
+async def _finished(checked: CheckedOrder, size: int, pictures: np.ndarray) -> AsyncIterator[StageFinished]:
+    """That the pictures have left a stage, with the pictures where they are asked for and are not the last ones."""
+    is_shown = checked.order.every_stage and size != checked.sizes[-1]
+    for picture, pixels in enumerate(pictures):
+        image = await asyncio.to_thread(encode, pixels, checked.order.image_format) if is_shown else b""
+        yield StageFinished(stage=size, picture=picture, image=image)
+
+
+async def _images(checked: CheckedOrder, pictures: np.ndarray, common: Mapping[str, object]) -> AsyncIterator[Image]:
+    image_format = checked.order.image_format
+    for picture, pixels in enumerate(pictures):
+        record = picture_record(common, checked, picture)
+        image = await asyncio.to_thread(encode, pixels, image_format, record)
+        seed = checked.seeds[picture]
+        yield Image(picture=picture, image=image, image_format=image_format, seed=seed, record_json=record)

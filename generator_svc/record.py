@@ -1,41 +1,39 @@
-"""The record of a picture: everything that drew it, and whose work it shows.
+"""The record of a picture: everything that drew it, and whose work it shows. `recorded.py` reads it again.
 
 A picture's own record holds no times and no versions, so that the same request gives the same bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from common.diffusion.plan import Plan
 from generator_svc.neighbors import Neighbor, Retrieved
 from generator_svc.order import CheckedOrder
-
-FORMAT = "reimagen-record/1"
-CHUNK = "reimagen"  # keyword of the PNG's iTXt chunk
+from generator_svc.recorded import FORMAT
+from generator_svc.stage_backend import StageInfo
 
 
 def order_record(
-    checked: CheckedOrder, retrieved: Retrieved, *, weights: Mapping[int, str], text_encoder: str
+    checked: CheckedOrder, retrieved: Retrieved, *, infos: Mapping[int, StageInfo], text_encoder: str
 ) -> dict[str, Any]:
     """What all pictures of an order have in common.
 
     Args:
-        weights: sha256 of each stage's weights, by the stage's size.
+        infos: of the stages that drew it, by the stage's size.
         text_encoder: its name.
     """
     order = checked.order
     return {
         "format": FORMAT,
         "prompt": order.prompt,
-        "seed": checked.seed,
+        "negative_prompt": order.negative_prompt,
         "retrieval": {
             "k": checked.k,
             "knowledge_base": retrieved.knowledge_base,
@@ -44,28 +42,50 @@ def order_record(
             "excluded_pair_ids": list(order.excluded_pair_ids),
             "exclude_exact": order.exclude_exact,
             "shortfall_reason": retrieved.shortfall_reason,
+            "degraded_reason": retrieved.degraded_reason,
         },
         "neighbors": [_neighbor(neighbor) for neighbor in retrieved.neighbors],
-        "weights": {f"unet_{plan.stage}": weights[plan.stage] for plan in checked.plans},
+        "start_from_sha256": sha256(order.start_from.image) if order.start_from else "",
+        "weights": {f"unet_{size}": infos[size].weights_sha256 for size in checked.sizes},
         "text_encoder": text_encoder,
     }
 
 
-def picture_chunks(common: Mapping[str, Any], plans: Sequence[Plan], picture: int) -> dict[str, str]:
-    """The text chunks of a picture's PNG."""
-    record = {**common, "picture": picture, "plans": [replace(plan, sample=picture).to_json() for plan in plans]}
-    return {CHUNK: json.dumps(record, ensure_ascii=False, sort_keys=True)}
+def picture_record(common: Mapping[str, Any], checked: CheckedOrder, picture: int) -> str:
+    """The JSON of one picture's own record; `picture` in it counts those of its seed."""
+    plans = [plans[picture] for plans in checked.stages]
+    record = {
+        **common,
+        "seed": plans[0].seed,
+        "picture": plans[0].sample,
+        "plans": [plan.to_json() for plan in plans],
+    }
+    return json.dumps(record, ensure_ascii=False, sort_keys=True)
 
 
-def full_record(common: Mapping[str, Any], checked: CheckedOrder, timings_s: Mapping[str, float]) -> dict[str, Any]:
+def full_record(
+    common: Mapping[str, Any],
+    checked: CheckedOrder,
+    timings_s: Mapping[str, float],
+    *,
+    infos: Mapping[int, StageInfo],
+) -> dict[str, Any]:
     """The record of the whole order: with every picture's plans, versions, and timings in seconds."""
     return {
         **common,
-        "num_pictures": checked.order.num_pictures,
-        "plans": [plan.to_json() for stage in checked.plans for plan in checked.stage_plans(stage)],
+        "seed": checked.seeds[0],
+        "seeds": list(checked.seeds),
+        "num_pictures": checked.num_pictures,
+        "plans": [plan.to_json() for plans in checked.stages for plan in plans],
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "models": {f"unet_{size}": infos[size].version for size in checked.sizes},
         "timings_s": {name: round(seconds, 4) for name, seconds in timings_s.items()},
     }
+
+
+def sha256(content: bytes) -> str:
+    """Hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def _neighbor(neighbor: Neighbor) -> dict[str, Any]:
@@ -75,8 +95,10 @@ def _neighbor(neighbor: Neighbor) -> dict[str, Any]:
         "pair_id": neighbor.pair_id,
         "caption": neighbor.caption,
         "entity": neighbor.entity,
+        "image_sha256": neighbor.image_sha256,
         "facets": dict(neighbor.facets),
         "author": neighbor.author,
         "source": neighbor.source,
         "license": neighbor.license,
+        "is_reference": neighbor.is_reference,
     }

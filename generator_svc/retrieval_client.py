@@ -6,6 +6,8 @@ import json
 
 import grpc
 import grpc.aio
+from reimagen.retrieval.v1 import knowledge_base_pb2 as kb_pb
+from reimagen.retrieval.v1 import knowledge_base_pb2_grpc as kb_pb_grpc
 from reimagen.retrieval.v1 import retrieval_pb2 as pb
 from reimagen.retrieval.v1 import retrieval_pb2_grpc as pb_grpc
 
@@ -25,11 +27,14 @@ from generator_svc.order import Order
 
 MAX_RESPONSE_BYTES = 256 << 20  # 64 neighbors of 4 MiB
 RETRY_AFTER_S = 1.0
-_SERVICE = pb.DESCRIPTOR.services_by_name["RetrievalService"].full_name
+_SERVICES = (
+    pb.DESCRIPTOR.services_by_name["RetrievalService"].full_name,
+    kb_pb.DESCRIPTOR.services_by_name["KnowledgeBaseService"].full_name,
+)
 _RETRIES = {
     "methodConfig": [
         {
-            "name": [{"service": _SERVICE}],
+            "name": [{"service": service} for service in _SERVICES],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.1s",
@@ -68,6 +73,7 @@ class RetrievalClient:
         else:
             self._channel = grpc.aio.secure_channel(address, credentials, options=options)
         self._stub = pb_grpc.RetrievalServiceStub(self._channel)
+        self._knowledge_bases = kb_pb_grpc.KnowledgeBaseServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
     async def retrieve(self, order: Order, k: int, *, timeout_s: float) -> Retrieved:
@@ -93,12 +99,26 @@ class RetrievalClient:
         # A pair may be stored by its address alone, which is nothing that a network can look at.
         with_image = [neighbor for neighbor in response.neighbors if neighbor.image]
         return Retrieved(
-            neighbors=tuple(_neighbor(neighbor) for neighbor in with_image),
+            neighbors=tuple(_neighbor(each, score=each.score, rank=each.rank) for each in with_image),
             knowledge_base=response.knowledge_base,
             index_fingerprint=response.index_fingerprint,
             shortfall_reason=_shortfall(response, len(response.neighbors) - len(with_image)),
             method=pb.Method.Name(response.method),
         )
+
+    async def get_pair(self, knowledge_base: str, pair_id: str, *, timeout_s: float) -> Neighbor:
+        """One pair of a knowledge base, by its id; its score is 0 and its rank too.
+
+        Raises:
+            NotFound: there is no such pair, or no such knowledge base.
+            FailedPrecondition, ResourceExhausted, DataLoss, DeadlineExceeded, Unavailable: as with `retrieve`.
+        """
+        request = kb_pb.GetPairRequest(knowledge_base=knowledge_base, pair_id=pair_id, include_image=True)
+        try:
+            response = await self._knowledge_bases.GetPair(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise self._explain(error, timeout_s) from error
+        return _neighbor(response.pair, score=0.0, rank=0)
 
     async def close(self) -> None:
         """Close the channel."""
@@ -131,17 +151,18 @@ def _shortfall(response: pb.RetrieveResponse, num_without_image: int) -> str:
     return "; ".join(filter(None, (response.shortfall_reason, without)))
 
 
-def _neighbor(neighbor: pb.Neighbor) -> Neighbor:
+def _neighbor(pair: pb.Neighbor | kb_pb.StoredPair, *, score: float, rank: int) -> Neighbor:
     return Neighbor(
-        pair_id=neighbor.pair_id,
-        caption=neighbor.caption,
-        entity=neighbor.entity,
-        image=neighbor.image,
-        image_format=neighbor.image_format,
-        facets=dict(sorted(neighbor.facets.items())),
-        author=neighbor.author,
-        source=neighbor.source,
-        license=neighbor.license,
-        score=round(neighbor.score, 4),
-        rank=neighbor.rank,
+        pair_id=pair.pair_id,
+        caption=pair.caption,
+        entity=pair.entity,
+        image=pair.image,
+        image_format=pair.image_format,
+        image_sha256=pair.image_sha256,
+        facets=dict(sorted(pair.facets.items())),
+        author=pair.author,
+        source=pair.source,
+        license=pair.license,
+        score=round(score, 4),
+        rank=rank,
     )

@@ -10,7 +10,6 @@ import numpy as np
 
 from common.text import TextEncoder
 from common.unet.config import UNetConfig
-from generator_svc.neighbors import Neighbor, draw_neighbors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,49 +40,76 @@ class StageInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedTexts:
-    """Token states of the prompt and of the K captions after it: float32 [1 + K, L, D] and bool [1 + K, L]."""
+    """Token states of N texts: float32 [N, L, D] and bool [N, L], L the longest one's tokens."""
 
     states: np.ndarray
     mask: np.ndarray
 
 
 class Texts:
-    """Encodes prompts and captions; safe to use from several threads (a tokenizer is not)."""
+    """Encodes texts; safe to use from several threads (a tokenizer is not)."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
         self._lock = threading.Lock()
 
-    def encode(self, prompt: str, captions: Sequence[str]) -> EncodedTexts:
-        """The token states of a prompt and its neighbors' captions."""
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """The token states of some texts, at least one."""
         with self._lock:
-            states, mask = self._encoder.encode([prompt, *captions])
+            states, mask = self._encoder.encode(texts)
         return EncodedTexts(states=states.cpu().numpy(), mask=mask.cpu().numpy())
 
 
+@dataclass(frozen=True, kw_only=True)
+class OrderTexts:
+    """Everything that an order says in words: prompt, what is not to be drawn (or nothing), captions."""
+
+    prompt: str
+    negative: str
+    captions: tuple[str, ...]
+
+    def in_order(self) -> list[str]:
+        """The texts as `make_inputs` expects their states."""
+        return [self.prompt, *([self.negative] if self.negative else []), *self.captions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a stage begins with, besides noise.
+
+    Attributes:
+        low_res: the picture before it float32 in [-1, 1] [P, 3, h, w]; None in the first stage.
+        picture: see `StageInputs.start`.
+    """
+
+    low_res: np.ndarray | None = None
+    picture: np.ndarray | None = None
+
+
 def make_inputs(
-    unet: UNetConfig, size: int, texts: EncodedTexts, neighbors: Sequence[Neighbor], low_res: np.ndarray | None
+    unet: UNetConfig, size: int, texts: OrderTexts, encoded: EncodedTexts, pictures: np.ndarray, start: Start
 ) -> StageInputs:
     """The inputs of a stage: of texts and neighbors, what its U-Net reads.
 
     Args:
         unet: the stage's architecture.
-        size: side of the stage's picture; neighbors are drawn at this side.
-        low_res: what the stage before made [P, 3, h, w]; None in the first stage.
-
-    Raises:
-        DataLoss: a neighbor's picture cannot be drawn.
+        size: side of the stage's picture.
+        texts, encoded: the texts, and the states of `texts.in_order()`.
+        pictures: the neighbors' uint8 [K, size, size, 3]; K = 0 where the U-Net reads none.
     """
-    seen = tuple(neighbors) if unet.uses_neighbors else ()
-    if unet.text_width:
-        states, mask = texts.states, texts.mask
-    else:
-        states, mask = np.zeros((1 + len(neighbors), 0, 0), np.float32), np.zeros((1 + len(neighbors), 0), np.bool_)
+    first = 2 if texts.negative else 1
+    states, mask = encoded.states, encoded.mask
+    if not unet.text_width:
+        states, mask = np.zeros((len(states), 0, 0), np.float32), np.zeros((len(states), 0), np.bool_)
+    has_negative = bool(texts.negative) and unet.text_width > 0
     return StageInputs(
         text=states[0],
         text_mask=mask[0],
-        neighbors=draw_neighbors(seen, size),
-        neighbor_text=states[1 : 1 + len(seen)],
-        neighbor_text_mask=mask[1 : 1 + len(seen)],
-        low_res=low_res,
+        neighbors=pictures,
+        neighbor_text=states[first : first + len(pictures)],
+        neighbor_text_mask=mask[first : first + len(pictures)],
+        low_res=start.low_res,
+        negative_text=states[1] if has_negative else None,
+        negative_text_mask=mask[1] if has_negative else None,
+        start=start.picture,
     )

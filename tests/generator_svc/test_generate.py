@@ -35,13 +35,15 @@ from client.generator import (
     StepDone,
 )
 from common.images import decode_rgb
-from generator_svc.record import CHUNK
+from generator_svc.picture_files import CHUNK
 from tests.generator_svc.tiny_stack import TINY_UNETS, Host, Service
 
 TIMEOUT_S = 60.0
 SIZES = (64, 256, 1024)
 PROMPT = "a guide dog, noto style, on a blue background"
-REQUEST = GenerationRequest(prompt=PROMPT, seed=7, stages=tuple(StageOverrides(stage=size, steps=2) for size in SIZES))
+REQUEST = GenerationRequest(
+    prompt=PROMPT, seed=7, every_stage=True, stages=tuple(StageOverrides(stage=size, steps=2) for size in SIZES)
+)
 QUICK = replace(REQUEST, stop_at=64, stages=REQUEST.stages[:1])
 
 
@@ -85,7 +87,7 @@ def test_the_events_come_in_order(drawn: list[Event]) -> None:
     head, tail = [(Accepted, None, None), (NeighborsFound, None, None)], [(Image, None, None), (Done, None, None)]
     assert told == [*head, *stages[0], *stages[1], *stages[2], *tail]
     accepted, found = drawn[:2]
-    assert accepted == Accepted(prompt=PROMPT, seed=7, num_pictures=1, stages=SIZES)
+    assert accepted == Accepted(prompt=PROMPT, seed=7, num_pictures=1, stages=SIZES, seeds=(7,))
     assert isinstance(found, NeighborsFound)
     assert [neighbor.entity for neighbor in found.neighbors] == ["guide dog", "guide dog"]
     assert found.neighbors[0].license == "CC-BY-4.0" and found.neighbors[0].image.startswith(b"<svg")

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from common.diffusion.plan import Plan
 from common.diffusion.randomness import MAX_SEED
 from common.service.errors import InvalidArgument
-from generator_svc.order import Order, StageOverrides, StageReads, check_order
+from generator_svc.order import CheckedOrder, Order, Reference, StageOverrides, StageReads, StartFrom
+from generator_svc.order_rules import check_order, without_retrieved
+from generator_svc.picture_files import MAX_IMAGE_BYTES
 
 READS = {
     64: StageReads(text=True, neighbors=True),
@@ -18,22 +21,76 @@ READS = {
     1024: StageReads(text=True, neighbors=False),
 }
 ORDER = Order(prompt="a guide dog", seed=7)
+SVG = b"<svg/>"
+REFERENCE = Reference(image=SVG, caption="my dog")
+
+
+def plans_of(checked: CheckedOrder) -> tuple[Plan, ...]:
+    """The first picture's."""
+    return tuple(plans[0] for plans in checked.stages)
 
 
 def test_the_defaults() -> None:
     checked = check_order(Order(prompt="  a \n guide\tdog "), READS)
     assert checked.order.prompt == "a guide dog"
-    assert checked.k == 2 and 0 <= checked.seed <= MAX_SEED
-    assert [plan.stage for plan in checked.plans] == [64, 256, 1024]
-    assert all(plan.seed == checked.seed for plan in checked.plans)
-    assert check_order(Order(prompt="a guide dog"), READS).seed != checked.seed
+    (seed,) = checked.seeds
+    assert checked.k == 2 and 0 <= seed <= MAX_SEED
+    assert checked.sizes == (64, 256, 1024)
+    assert all(plan.seed == seed and plan.start_time == 1.0 for plan in plans_of(checked))
+    assert check_order(Order(prompt="a guide dog"), READS).seeds != checked.seeds
 
 
 def test_pictures_differ_in_sample_alone() -> None:
     checked = check_order(replace(ORDER, num_pictures=3), READS)
-    plans = checked.stage_plans(checked.plans[0])
-    assert [plan.sample for plan in plans] == [0, 1, 2]
-    assert {replace(plan, sample=0) for plan in plans} == {checked.plans[0]}
+    for plans in checked.stages:
+        assert [plan.sample for plan in plans] == [0, 1, 2]
+        assert {replace(plan, sample=0) for plan in plans} == {plans[0]}
+
+
+def test_pictures_of_given_seeds_are_the_first_that_each_seed_draws() -> None:
+    checked = check_order(replace(ORDER, seed=None, seeds=(3, 7)), READS)
+    assert checked.seeds == (3, 7) and checked.num_pictures == 2
+    for plans in checked.stages:
+        assert [(plan.seed, plan.sample) for plan in plans] == [(3, 0), (7, 0)]
+    assert plans_of(check_order(ORDER, READS)) == tuple(plans[1] for plans in checked.stages)
+
+
+def test_references_stand_in_for_retrieval_unless_k_asks_for_both() -> None:
+    alone = check_order(replace(ORDER, references=(REFERENCE,)), READS)
+    assert (alone.k, alone.num_neighbors) == (0, 1)
+    both = check_order(replace(ORDER, references=(REFERENCE,), k=3, method="METHOD_BM25"), READS)
+    assert (both.k, both.num_neighbors) == (3, 4)
+    assert plans_of(alone) == plans_of(check_order(ORDER, READS)), "guidance is that of neighbors"
+
+
+@pytest.mark.parametrize(
+    ("start", "sizes", "start_time"),
+    [
+        (StartFrom(image=SVG), (64, 256, 1024), 0.6),
+        (StartFrom(image=SVG, stage=64, strength=0.25), (64, 256, 1024), 0.25),
+        (StartFrom(image=SVG, stage=256), (256, 1024), 1.0),
+        (StartFrom(image=SVG, stage=1024, strength=0.5), (1024,), 0.5),
+        (StartFrom(image=SVG, stage=256, strength=1.0), (256, 1024), 1.0),
+    ],
+)
+def test_a_picture_to_begin_with_decides_where_the_first_stage_starts(
+    start: StartFrom, sizes: tuple[int, ...], start_time: float
+) -> None:
+    checked = check_order(replace(ORDER, start_from=start), READS)
+    assert checked.sizes == sizes
+    assert [plan.start_time for plan in plans_of(checked)] == [start_time, *[1.0] * (len(sizes) - 1)]
+    assert checked.k == (2 if 64 in sizes else 0), "retrieval is asked for a stage that reads neighbors alone"
+
+
+def test_an_order_that_retrieval_fails_is_guided_by_text() -> None:
+    checked = check_order(ORDER, READS)
+    assert plans_of(without_retrieved(checked, READS)) == plans_of(
+        check_order(replace(ORDER, without_neighbors=True), READS)
+    )
+    chosen = check_order(replace(ORDER, stages=(StageOverrides(stage=64, guidance_strategy="weighted"),)), READS)
+    assert without_retrieved(chosen, READS) == chosen
+    references = check_order(replace(ORDER, references=(REFERENCE,), k=1), READS)
+    assert without_retrieved(references, READS) == references
 
 
 @pytest.mark.parametrize(
@@ -54,6 +111,47 @@ def test_pictures_differ_in_sample_alone() -> None:
         ({"without_neighbors": True, "method": "METHOD_BM25"}, "method", "without_neighbors"),
         ({"without_neighbors": True, "excluded_pair_ids": ("x",)}, "excluded_pair_ids", "without_neighbors"),
         ({"without_neighbors": True, "exclude_exact": True}, "exclude_exact", "without_neighbors"),
+        ({"without_neighbors": True, "references": (REFERENCE,)}, "references", "without_neighbors"),
+        ({"prompt": "a \0 dog"}, "prompt", r"U\+0000"),
+        ({"prompt": "a \ufffe dog"}, "prompt", r"U\+FFFE"),
+        ({"negative_prompt": "x" * 2001}, "negative_prompt", "2001"),
+        ({"negative_prompt": "a\0"}, "negative_prompt", r"U\+0000"),
+        ({"negative_prompt": " \n"}, "negative_prompt", "white space"),
+        ({"knowledge_base": "b" * 501}, "knowledge_base", "501"),
+        ({"excluded_pair_ids": ("a", "")}, r"excluded_pair_ids[1]", "empty"),
+        ({"excluded_pair_ids": ("a\0",)}, r"excluded_pair_ids[0]", r"U\+0000"),
+        ({"preview_every": 1001}, "preview_every", "1001"),
+        ({"k": 0}, "k", "0"),
+        ({"references": (REFERENCE,) * 65}, "references", "65"),
+        ({"references": (REFERENCE,) * 60, "k": 5}, "k", "5 with 60 references"),
+        ({"references": (REFERENCE,), "method": "METHOD_BM25"}, "method", "k asks for no other"),
+        ({"references": (REFERENCE,), "exclude_exact": True}, "exclude_exact", "k asks for no other"),
+        ({"references": (replace(REFERENCE, image=b""),)}, "references[0].image", "empty"),
+        ({"references": (REFERENCE, replace(REFERENCE, image=b"GIF89a"))}, "references[1].image", "47 49 46 38"),
+        ({"references": (replace(REFERENCE, image=b"<" * (MAX_IMAGE_BYTES + 1)),)}, "references[0].image", "4194305"),
+        ({"references": (replace(REFERENCE, caption="x" * 2001),)}, "references[0].caption", "2001"),
+        ({"references": (replace(REFERENCE, author="\0"),)}, "references[0].author", r"U\+0000"),
+        ({"references": (replace(REFERENCE, license="x" * 501),)}, "references[0].license", "501"),
+        ({"seeds": (1, 2)}, "seed", "7"),
+        ({"seed": None, "seeds": (1, 2), "num_pictures": 3}, "num_pictures", "3"),
+        ({"seed": None, "seeds": (1, 2**63)}, "seeds[1]", str(2**63)),
+        ({"seed": None, "seeds": tuple(range(9))}, "seeds", "9"),
+        ({"start_from": StartFrom(image=b"")}, "start_from.image", "empty"),
+        ({"start_from": StartFrom(image=b"plain text")}, "start_from.image", "none of PNG"),
+        ({"start_from": StartFrom(image=SVG, stage=128)}, "start_from.stage", "128"),
+        ({"start_from": StartFrom(image=SVG, stage=256), "stop_at": 64}, "start_from.stage", "stop_at is 64"),
+        ({"start_from": StartFrom(image=SVG, strength=0.0)}, "start_from.strength", "0.0"),
+        ({"start_from": StartFrom(image=SVG, strength=1.5)}, "start_from.strength", "1.5"),
+        ({"start_from": StartFrom(image=SVG, strength=math.nan)}, "start_from.strength", "nan"),
+        ({"start_from": StartFrom(image=SVG, strength=math.inf)}, "start_from.strength", "inf"),
+        ({"start_from": StartFrom(image=SVG, strength=1.0)}, "start_from.strength", "keeps nothing"),
+        ({"start_from": StartFrom(image=SVG, stage=256), "k": 2}, "k", "no stage that is run"),
+        ({"start_from": StartFrom(image=SVG, stage=256), "references": (REFERENCE,)}, "references", "no stage"),
+        (
+            {"start_from": StartFrom(image=SVG, stage=256), "stages": (StageOverrides(stage=64, steps=2),)},
+            "stages[0].stage",
+            "start_from.stage is 256",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], field: str, named: str) -> None:
@@ -115,7 +213,7 @@ def test_a_stage_is_named_once_and_run() -> None:
 )
 def test_every_override_changes_its_plan_alone(stage: int, changes: dict[str, Any]) -> None:
     overridden = replace(ORDER, stages=(StageOverrides(stage=stage, **changes),))
-    before, after = check_order(ORDER, READS).plans, check_order(overridden, READS).plans
+    before, after = plans_of(check_order(ORDER, READS)), plans_of(check_order(overridden, READS))
     assert [b.stage for b, a in zip(before, after, strict=True) if b != a] == [stage]
     plan = next(plan for plan in after if plan.stage == stage)
     for name, value in changes.items():
@@ -124,11 +222,27 @@ def test_every_override_changes_its_plan_alone(stage: int, changes: dict[str, An
 
 
 def test_without_neighbors_text_alone_guides() -> None:
-    base, small, _ = check_order(replace(ORDER, without_neighbors=True), READS).plans
+    base, small, _ = plans_of(check_order(replace(ORDER, without_neighbors=True), READS))
     assert base.guidance.strategy == "joint"
-    assert small == check_order(ORDER, READS).plans[1]
+    assert small == plans_of(check_order(ORDER, READS))[1]
     interleaved = StageOverrides(stage=64, guidance_strategy="interleaved", eta=0.3)
     order = replace(ORDER, without_neighbors=True, stages=(interleaved,))
-    assert check_order(order, READS).plans[0].guidance.eta == 0.3
+    assert plans_of(check_order(order, READS))[0].guidance.eta == 0.3
     with pytest.raises(InvalidArgument, match="no neighbors"):
         check_order(replace(order, stages=(replace(interleaved, neighbor_weight=2.0),)), READS)
+
+
+def unguided(stage: int) -> StageOverrides:
+    return StageOverrides(stage=stage, guidance_strategy="joint", text_weight=1.0)
+
+
+def test_a_negative_prompt_needs_a_step_that_leaves_the_text_out() -> None:
+    order = replace(ORDER, negative_prompt="  a \n cat ")
+    assert check_order(order, READS).order.negative_prompt == "a cat"
+    with pytest.raises(InvalidArgument, match="would change nothing") as caught:
+        check_order(replace(order, stages=(unguided(64), unguided(1024))), READS)
+    assert caught.value.violations[0][0] == "negative_prompt"
+    neighbors_alone = StageOverrides(stage=64, guidance_strategy="interleaved", eta=0.0)
+    with pytest.raises(InvalidArgument, match="would change nothing"):
+        check_order(replace(order, stop_at=64, stages=(neighbors_alone,)), READS)
+    assert check_order(replace(order, stages=(neighbors_alone, replace(unguided(1024), text_weight=2.0))), READS)
