@@ -89,6 +89,7 @@ UNET_OUTPUTS: dict[str, TensorKind] = {
     "model": TensorKind(data_type="UINT8", dims=(-1,)),
 }
 TEXT_ENCODER = "text_encoder"
+MAX_TEXTS_BYTES = 1 << 20
 TEXT_INPUTS: dict[str, TensorKind] = {"texts": TensorKind(data_type="UINT8", dims=(-1,))}
 """JSON array of T strings."""
 TEXT_OUTPUTS: dict[str, TensorKind] = {
@@ -116,12 +117,20 @@ class ModelCard:
         unet: its architecture: what its inputs must be.
         sha256: of its weights.
         version: of the model in the repository.
+        parameters: how many numbers the weights hold.
+        trained: what the weights say of their training.
+        max_live_bytes: bound on what its requests may keep.
+        element_bytes: of a number of the network, see `live_bytes`.
     """
 
     stage: int
     unet: UNetConfig
     sha256: str
     version: str
+    parameters: int
+    trained: Mapping[str, Any]
+    max_live_bytes: int
+    element_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +229,8 @@ def unpack_texts(tensors: Mapping[str, np.ndarray]) -> list[str]:
     Raises:
         InvalidArgument: it is no array of strings, or an empty one.
     """
+    if "texts" in tensors and tensors["texts"].nbytes > MAX_TEXTS_BYTES:
+        raise InvalidArgument("texts", f"{tensors['texts'].nbytes} bytes are more than {MAX_TEXTS_BYTES}")
     texts = _unpacked_json("texts", tensors, list)
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InvalidArgument("texts", "is not a JSON array of at least one string")

@@ -1,0 +1,230 @@
+"""A stage's engine under Triton's iterative sequences: what an execution does for the requests that it was handed.
+
+Triton hands over some of the live requests at a time, whichever happened to wait together. A round nevertheless moves
+every live trajectory: what a request's pictures did in a turn of others is told in its own next turn, and none gets
+more than one round ahead of what was told. So batches are full however the scheduler splits the requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.service.errors import DeadlineExceeded, ServiceError, Unavailable
+from generator_svc.stage_engine import Job, StageEngine, Step
+from generator_svc.stage_inputs import StageInputs
+from generator_svc.stage_tensors import ModelCard, StageRequest, StageResponse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A request in an execution.
+
+    Attributes:
+        sequence: which request it is; the same at each of its turns.
+        is_start: whether this is its first turn.
+        read: its content.
+        is_cancelled: whether nobody waits any more; may be asked after the turn, and on another thread.
+        timeout_s: seconds from the start to its deadline; None: there is none.
+        send: sends a response, the last one or not.
+        send_error: ends the stream with an error.
+    """
+
+    sequence: int
+    is_start: bool
+    read: Callable[[], StageRequest]
+    is_cancelled: Callable[[], bool]
+    timeout_s: float | None
+    send: Callable[[StageResponse, bool], object]
+    send_error: Callable[[ServiceError], object]
+
+
+@dataclass(kw_only=True, eq=False)
+class _Live:
+    job: Job
+    num_bytes: int
+    preview_every: int
+    deadline: float | None
+    is_cancelled: Callable[[], bool]
+    last_turn: float
+    steps: list[int]
+
+
+class Sequences:
+    """The live requests of one stage. Safe to use from an execution and a sweeping thread."""
+
+    def __init__(
+        self, engine: StageEngine, card: ModelCard, *, idle_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`idle_s`: seconds without a turn after which a request's state is let go."""
+        self._engine = engine
+        self._card = card
+        self._idle_s = idle_s
+        self._clock = clock
+        self._live: dict[int, _Live] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def num_live(self) -> int:
+        """Requests whose state is kept."""
+        return len(self._live)
+
+    def execute(self, turns: Sequence[Turn]) -> list[bool]:
+        """Begin what starts, move everything by a round, tell these requests. Whether each of them is to come again."""
+        with self._lock:
+            self._sweep()
+            for turn in turns:
+                self._enter(turn)
+                self._tell(turn)  # what it did in the turns of others; a finished picture waits for no round
+            present = {turn.sequence for turn in turns if turn.sequence in self._live}
+            if present:
+                self._advance(present)
+                for turn in turns:
+                    self._tell(turn)
+            now = self._clock()
+            for sequence in present & self._live.keys():
+                self._live[sequence].last_turn = now
+            return [turn.sequence in self._live for turn in turns]
+
+    def sweep(self) -> None:
+        """Let go of what is cancelled, past its deadline or idle: Triton drops cancelled requests without a word."""
+        with self._lock:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        for sequence, live in list(self._live.items()):
+            if live.is_cancelled():
+                self._drop(sequence)
+            elif live.deadline is not None and now > live.deadline:
+                self._fail(live, DeadlineExceeded(f"stage {self._card.stage}: the request's deadline has passed"))
+            elif now - live.last_turn > self._idle_s:
+                log.warning("stage %d: a request had no turn for %.0f s", self._card.stage, now - live.last_turn)
+                self._drop(sequence)
+
+    def _enter(self, turn: Turn) -> None:
+        if turn.sequence in self._live and not turn.is_start:
+            self._live[turn.sequence].is_cancelled = turn.is_cancelled
+            return
+        if turn.is_cancelled():
+            turn.send_error(Unavailable("nobody waits any more", reason="CANCELLED"))
+            return
+        if not turn.is_start:
+            turn.send_error(Unavailable(f"stage {self._card.stage}: the request's state is gone", reason="STATE_GONE"))
+            return
+        try:
+            self._begin(turn)
+        except ServiceError as error:
+            turn.send_error(error)
+        except Exception as error:  # whatever it is, it ends this request alone
+            log.exception("stage %d: a request could not begin", self._card.stage)
+            turn.send_error(self._explained(error))
+
+    def _begin(self, turn: Turn) -> None:
+        request = turn.read()
+        if request.inputs is None:
+            turn.send(StageResponse(model=self._card), True)
+            return
+        needed = self._engine.needed_bytes(
+            num_pictures=len(request.plans),
+            num_tokens=_num_tokens(request.inputs),
+            num_neighbors=len(request.inputs.neighbors),
+        )
+        self._engine.room.take(needed, num_pictures=len(request.plans))
+        try:
+            job = self._engine.begin(request.plans, request.inputs)
+        except BaseException:
+            self._engine.room.give_back(needed)
+            raise
+        now = self._clock()
+        self._live[turn.sequence] = _Live(
+            job=job,
+            num_bytes=needed,
+            preview_every=request.preview_every,
+            deadline=None if turn.timeout_s is None else now + turn.timeout_s,
+            is_cancelled=turn.is_cancelled,
+            last_turn=now,
+            steps=[0] * len(request.plans),
+        )
+
+    def _advance(self, present: set[int]) -> None:
+        moving = {
+            live.job: live
+            for sequence, live in self._live.items()
+            if not live.job.is_over and (sequence in present or not live.job.moved)
+        }
+
+        def is_over(job: Job) -> bool:
+            deadline = moving[job].deadline
+            return job.is_over or (deadline is not None and self._clock() > deadline)
+
+        self._engine.advance(list(moving), is_over=is_over)
+        now = self._clock()
+        for live in moving.values():
+            if live.deadline is not None and now > live.deadline and not live.job.is_over:
+                self._fail(live, DeadlineExceeded(f"stage {self._card.stage}: the request's deadline has passed"))
+
+    def _tell(self, turn: Turn) -> None:
+        """One response for each round in which a picture of the request moved; the end with the last of them."""
+        live = self._live.get(turn.sequence)
+        if live is None:
+            return
+        if live.job.error is not None:
+            self._drop(turn.sequence)
+            error = live.job.error
+            turn.send_error(error if isinstance(error, ServiceError) else self._explained(error))
+            return
+        rounds = _rounds(live.job.take_moved())
+        for i, moved in enumerate(rounds):
+            is_last = live.job.pictures is not None and i == len(rounds) - 1
+            turn.send(self._response(live, moved, is_last), is_last)
+            if is_last:
+                self._drop(turn.sequence)
+
+    def _response(self, live: _Live, moved: Sequence[Step], is_last: bool) -> StageResponse:
+        previews: dict[int, np.ndarray] = {}
+        for step in moved:
+            live.steps[step.picture] = step.step
+            if live.preview_every and step.step % live.preview_every == 0:
+                previews[step.picture] = step.x0.cpu().numpy()
+        return StageResponse(
+            steps=tuple(live.steps),
+            previews=previews,
+            pictures=live.job.pictures if is_last else None,
+            model=self._card if is_last else None,
+        )
+
+    def _fail(self, live: _Live, error: ServiceError) -> None:
+        """Free what it keeps at once; the error is told at its next turn."""
+        live.job.fail(error)
+        self._engine.room.give_back(live.num_bytes)
+        live.num_bytes = 0
+
+    def _drop(self, sequence: int) -> None:
+        self._engine.room.give_back(self._live.pop(sequence).num_bytes)
+
+    def _explained(self, error: Exception) -> ServiceError:
+        """What a caller may know of an error that is ours: its kind, not its text."""
+        return ServiceError(f"stage {self._card.stage} failed ({type(error).__name__}); its log says more")
+
+
+def _num_tokens(inputs: StageInputs) -> int:
+    negative = 0 if inputs.negative_text_mask is None else len(inputs.negative_text_mask)
+    return len(inputs.text_mask) + negative
+
+
+def _rounds(moved: Sequence[Step]) -> list[list[Step]]:
+    """Steps by the round in which they were taken: a picture moves once in each."""
+    rounds: list[list[Step]] = []
+    for step in moved:
+        if not rounds or any(step.picture == other.picture for other in rounds[-1]):
+            rounds.append([])
+        rounds[-1].append(step)
+    return rounds
