@@ -14,6 +14,7 @@ from client.command_line import BadInput, Parser, connection_flags
 from client.errors import ServiceFailed
 from client.generate_command import add_generate
 from client.knowledge_base_command import add_kb
+from client.message_fields import FieldError
 from client.service_commands import add_service_commands
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 128 + signal.SIGINT
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         flags = _parser(os.environ if environment is None else environment).parse_args(arguments)
         return flags.body(flags)
-    except BadInput as error:
+    except (BadInput, FieldError) as error:
         return _say(str(error), BAD_INPUT)
     except ServiceFailed as error:
         return _say(_what_failed(error), BAD_INPUT if error.code in _CALLERS_FAULT else FAILED)

@@ -88,7 +88,7 @@ class Client:
             knobs: further fields of `GenerationRequest`, e.g. `seed=7`.
 
         Raises:
-            ValueError: a name or a number is none that the contract can say.
+            FieldError: a name or a number is none that the contract can say; a ValueError.
             GenerationFailed: the service refused or failed.
         """
         collected = Collected()

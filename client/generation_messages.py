@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import replace
-from typing import Any, TypeVar
 
-from google.protobuf.message import Message
 from reimagen.generator.v1 import generator_pb2 as pb
 from reimagen.generator.v1 import generator_pb2_grpc as pb_grpc
 from reimagen.retrieval.v1 import retrieval_pb2
@@ -33,14 +31,7 @@ from client.generation_types import (
     StartFrom,
     StepDone,
 )
-
-M = TypeVar("M", bound=Message)
-
-
-def names_of(kind: Any, prefix: str) -> tuple[str, ...]:
-    """The names that people use of an enum's values: of pb.Sampler and "SAMPLER", ddpm, ddim and dpmpp_2m."""
-    return tuple(key.removeprefix(f"{prefix}_").lower() for key in kind.keys() if kind.Value(key))  # noqa: SIM118
-
+from client.message_fields import fitted, name_of, names_of, number_of
 
 SAMPLERS = names_of(pb.Sampler, "SAMPLER")
 STRATEGIES = names_of(pb.GuidanceStrategy, "GUIDANCE_STRATEGY")
@@ -61,7 +52,7 @@ def events_call(request: GenerationRequest) -> Call[Event]:
     """Draws, and says on the way what happens.
 
     Raises:
-        ValueError: see `request_message`.
+        FieldError: see `request_message`.
     """
     message = request_message(_identified(request))
     return Call(stub=pb_grpc.GeneratorServiceStub, method="Generate", request=message, read=event_of)
@@ -71,7 +62,7 @@ def images_call(request: GenerationRequest) -> Call[Generation]:
     """Draws, in one answer.
 
     Raises:
-        ValueError: see `request_message`.
+        FieldError: see `request_message`.
     """
     message = pb.GenerateImagesRequest(request=request_message(_identified(request)))
     return Call(stub=pb_grpc.GeneratorServiceStub, method="GenerateImages", request=message, read=generation_of)
@@ -91,16 +82,16 @@ def request_message(request: GenerationRequest) -> pb.GenerateRequest:
     """A request as the service wants it.
 
     Raises:
-        ValueError: a name (sampler, strategy, thresholding, method, format, priority) is none of the contract's, or a
+        FieldError: a name (sampler, strategy, thresholding, method, format, priority) is none of the contract's, or a
             number does not fit its field.
     """
-    return _fitted(
+    return fitted(
         pb.GenerateRequest,
         "",
         prompt=request.prompt,
         k=request.k or 0,
         knowledge_base=request.knowledge_base,
-        method=_number(retrieval_pb2.Method, "METHOD", "method", request.method),
+        method=number_of(retrieval_pb2.Method, "METHOD", "method", request.method),
         excluded_pair_ids=request.excluded_pair_ids,
         exclude_exact=request.exclude_exact,
         without_neighbors=request.without_neighbors,
@@ -113,9 +104,9 @@ def request_message(request: GenerationRequest) -> pb.GenerateRequest:
         references=[_reference(reference, f"references[{i}].") for i, reference in enumerate(request.references)],
         seeds=request.seeds,
         start_from=_start_from(request.start_from),
-        image_format=_number(pb.ImageFormat, "IMAGE_FORMAT", "image_format", request.image_format),
+        image_format=number_of(pb.ImageFormat, "IMAGE_FORMAT", "image_format", request.image_format),
         every_stage=request.every_stage,
-        priority=_number(pb.Priority, "PRIORITY", "priority", request.priority),
+        priority=number_of(pb.Priority, "PRIORITY", "priority", request.priority),
         request_id=request.request_id,
         record_json=request.record_json,
     )
@@ -173,24 +164,24 @@ def _too_new(what: str) -> GenerationFailed:
 
 
 def _overrides(stage: StageOverrides, place: str) -> pb.StageOverrides:
-    strategy = _number(pb.GuidanceStrategy, "GUIDANCE_STRATEGY", f"{place}guidance_strategy", stage.guidance_strategy)
-    return _fitted(
+    strategy = number_of(pb.GuidanceStrategy, "GUIDANCE_STRATEGY", f"{place}guidance_strategy", stage.guidance_strategy)
+    return fitted(
         pb.StageOverrides,
         place,
         stage=stage.stage,
         steps=stage.steps,
-        sampler=_number(pb.Sampler, "SAMPLER", f"{place}sampler", stage.sampler),
+        sampler=number_of(pb.Sampler, "SAMPLER", f"{place}sampler", stage.sampler),
         guidance_strategy=strategy,
         text_weight=stage.text_weight,
         neighbor_weight=stage.neighbor_weight,
         eta=stage.eta,
-        thresholding=_number(pb.Thresholding, "THRESHOLDING", f"{place}thresholding", stage.thresholding),
+        thresholding=number_of(pb.Thresholding, "THRESHOLDING", f"{place}thresholding", stage.thresholding),
         augmentation=stage.augmentation,
     )
 
 
 def _reference(reference: Reference, place: str) -> pb.Reference:
-    return _fitted(
+    return fitted(
         pb.Reference,
         place,
         image=reference.image,
@@ -204,37 +195,7 @@ def _reference(reference: Reference, place: str) -> pb.Reference:
 def _start_from(start: StartFrom | None) -> pb.StartFrom | None:
     if start is None:
         return None
-    return _fitted(pb.StartFrom, "start_from.", image=start.image, stage=start.stage or 0, strength=start.strength)
-
-
-def _fitted(kind: type[M], place: str, **fields: Any) -> M:
-    """A message of these fields.
-
-    Raises:
-        ValueError: names the field that does not hold its value; protobuf names the value alone.
-    """
-    try:
-        return kind(**fields)
-    except (TypeError, ValueError):
-        for name, value in fields.items():
-            try:
-                kind(**{name: value})
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{place}{name}: {error}") from None
-        raise
-
-
-def _number(kind: Any, prefix: str, field: str, name: str | None) -> Any:
-    """The number of an enum's value by the name that people use: ("SAMPLER", "ddim") is SAMPLER_DDIM."""
-    full = f"{prefix}_{(name or 'unspecified').upper()}"
-    if full not in kind.keys():  # noqa: SIM118 (an enum of protobuf is no mapping)
-        raise ValueError(f"{field}: {name!r} is not one of {', '.join(names_of(kind, prefix))}")
-    return kind.Value(full)
-
-
-def _name(kind: Any, prefix: str, number: int) -> str:
-    """The name that people use; the number itself where it is newer than this client."""
-    return kind.Name(number).removeprefix(f"{prefix}_").lower() if number in kind.values() else str(number)
+    return fitted(pb.StartFrom, "start_from.", image=start.image, stage=start.stage or 0, strength=start.strength)
 
 
 def _accepted(said: pb.Accepted) -> Accepted:
@@ -254,7 +215,7 @@ def _found(said: pb.NeighborsFound) -> NeighborsFound:
         knowledge_base=said.knowledge_base,
         index_fingerprint=said.index_fingerprint,
         shortfall_reason=said.shortfall_reason,
-        method=_name(retrieval_pb2.Method, "METHOD", said.method),
+        method=name_of(retrieval_pb2.Method, "METHOD", said.method),
         num_references=said.num_references,
         degraded_reason=said.degraded_reason,
     )
@@ -284,7 +245,7 @@ def _image(said: pb.Image) -> Image:
     return Image(
         picture=said.picture,
         image=said.image,
-        image_format=_name(pb.ImageFormat, "IMAGE_FORMAT", said.image_format or pb.IMAGE_FORMAT_PNG),
+        image_format=name_of(pb.ImageFormat, "IMAGE_FORMAT", said.image_format or pb.IMAGE_FORMAT_PNG),
         seed=said.seed,
         record_json=said.record_json,
     )

@@ -83,8 +83,8 @@ class GeneratorClient:
             timeout_s: deadline of the whole call.
 
         Raises:
-            ValueError: a name (sampler, strategy, thresholding, method) is none of the contract's, or a number
-                does not fit its field.
+            FieldError: a name (sampler, strategy, thresholding, method) is none of the contract's, or a number
+                does not fit its field; a ValueError.
         """
         yield from self._connection.stream(events_call(request), timeout_s=timeout_s)
 

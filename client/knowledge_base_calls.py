@@ -14,6 +14,7 @@ from reimagen.retrieval.v1 import retrieval_pb2_grpc
 
 from client.call import Call
 from client.errors import ServiceFailed
+from client.message_fields import fitted
 from client.retrieval_messages import (
     filter_message,
     found_of,
@@ -55,7 +56,8 @@ def create(
     name: str, facets: Sequence[FacetSpec], scene_phrases: Sequence[str], embedding_size: int
 ) -> Call[KnowledgeBaseInfo]:
     """Makes a knowledge base."""
-    request = pb.CreateKnowledgeBaseRequest(
+    request = fitted(
+        pb.CreateKnowledgeBaseRequest,
         name=name,
         facets=[pb.Facet(name=f.name, template=f.template, values=f.values) for f in facets],
         scene_phrases=scene_phrases,
@@ -106,8 +108,12 @@ def get(name: str, pair_id: str, include_image: bool, include_embedding: bool) -
 
 def pairs_page(name: str, wanted: Filter | None, page_size: int, token: str) -> Call[Page[StoredPair]]:
     """Pairs that the filter lets through."""
-    request = pb.ListPairsRequest(
-        knowledge_base=name, page_size=page_size, page_token=token, filter=filter_message(wanted or Filter())
+    request = fitted(
+        pb.ListPairsRequest,
+        knowledge_base=name,
+        page_size=page_size,
+        page_token=token,
+        filter=filter_message(wanted or Filter()),
     )
     return _call("ListPairs", request, lambda said: _page(stored_of, said.pairs, said))
 

@@ -12,10 +12,8 @@ from client.command_line import BadInput, connected, print_json, print_table, re
 from client.display import make_display
 from client.generation_messages import METHODS
 from client.outputs import write_output, write_outputs
-from client.retrieval_messages import lookup_message
 from client.retrieval_types import FacetSpec, Filter, Lookup, Pair
 
-REJECTED = 2
 VALUE = "{value}"
 
 
@@ -93,8 +91,6 @@ def _list(flags: argparse.Namespace) -> int:
 
 
 def _create(flags: argparse.Namespace) -> int:
-    if flags.embedding_size < 0:
-        raise BadInput(f"--embedding-size: {flags.embedding_size} is less than 0")
     facets = [_facet_spec(text) for text in flags.facet]
     with connected(flags, retrieval=True) as client:
         made = client.knowledge_bases.create(
@@ -190,10 +186,6 @@ def _search(flags: argparse.Namespace) -> int:
         filter=Filter(facets=facets, licenses=tuple(flags.license), sources=tuple(flags.source)),
         omit_images=flags.out is None,
     )
-    try:
-        lookup_message(lookup)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
     with connected(flags, retrieval=True) as client:
         found = client.knowledge_bases.retrieve(lookup)
     if flags.out:

@@ -1,4 +1,7 @@
-"""The record that a picture's file holds: of a PNG, the text chunk "reimagen" (PNG specification, 11.3.3.4)."""
+"""The record that a picture's file holds.
+
+Of a PNG it is the text chunk "reimagen" (PNG specification, 11.3.3.4), of a WebP the property `record` of its XMP.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from xml.etree import ElementTree
 
 KEYWORD = b"reimagen"
+PROPERTY = "{urn:reimagen:record:1}record"
 _PNG = b"\x89PNG\r\n\x1a\n"
 MAX_RECORD_BYTES = 16 << 20
 
 
 def read_record(content: bytes) -> str:
-    """The record in a file, as JSON text: of a PNG, or a file that is the record itself.
+    """The record in a file, as JSON text: of a PNG, of a WebP, or of a file that is the record itself.
 
     Raises:
         ValueError: it holds none.
@@ -21,6 +26,11 @@ def read_record(content: bytes) -> str:
     if content.startswith(_PNG):
         for kind, payload in _png_chunks(content):
             if kind == b"iTXt" and (text := _international_text(payload)) is not None:
+                return _checked(text)
+        raise ValueError("holds no record")
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        for kind, payload in _riff_chunks(content):
+            if kind == b"XMP " and (text := _property(payload)) is not None:
                 return _checked(text)
         raise ValueError("holds no record")
     return _checked(content)
@@ -42,6 +52,25 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         length, kind = struct.unpack_from(">I4s", content, place)
         yield kind, content[place + 8 : place + 8 + length]
         place += 12 + length
+
+
+def _riff_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    place = 12
+    while place + 8 <= len(content):
+        kind, length = struct.unpack_from("<4sI", content, place)
+        yield kind, content[place + 8 : place + 8 + length]
+        place += 8 + length + length % 2
+
+
+def _property(xmp: bytes) -> bytes | None:
+    """Our property of an XMP packet; None where it has none."""
+    if b"<!DOCTYPE" in xmp:  # entities can grow without bound, and XMP has none
+        raise ValueError("its XMP declares a document type")
+    try:
+        found = ElementTree.fromstring(xmp).find(f".//{PROPERTY}")
+    except ElementTree.ParseError:
+        raise ValueError("its XMP is damaged") from None
+    return None if found is None else (found.text or "").encode()
 
 
 def _international_text(payload: bytes) -> bytes | None:

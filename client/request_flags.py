@@ -14,7 +14,6 @@ from client.generation_messages import (
     SAMPLERS,
     STRATEGIES,
     THRESHOLDINGS,
-    request_message,
 )
 from client.generation_types import GenerationRequest, Reference, StageOverrides, StartFrom
 from client.picture_record import read_record
@@ -48,9 +47,9 @@ def request_of(flags: argparse.Namespace) -> GenerationRequest:
     """The request that the flags make.
 
     Raises:
-        BadInput: a file cannot be read, or a value cannot be said.
+        BadInput: a file cannot be read, or a flag lacks another.
     """
-    request = GenerationRequest(
+    return GenerationRequest(
         prompt=flags.prompt,
         k=flags.k,
         knowledge_base=flags.knowledge_base,
@@ -73,11 +72,6 @@ def request_of(flags: argparse.Namespace) -> GenerationRequest:
         request_id=flags.request_id,
         record_json=_record(flags),
     )
-    try:
-        request_message(request)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    return request
 
 
 def _add_content_flags(group: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from reimagen.retrieval.v1 import knowledge_base_pb2 as kb_pb
 from reimagen.retrieval.v1 import retrieval_pb2 as pb
 
+from client.message_fields import fitted, name_of, number_of
 from client.retrieval_types import (
     FacetSpec,
     Filter,
@@ -28,17 +29,18 @@ def lookup_message(lookup: Lookup) -> pb.RetrieveRequest:
     """A lookup as the service wants it.
 
     Raises:
-        ValueError: the method is none of the contract's, or a number does not fit its field.
+        FieldError: the method is none of the contract's, or a number does not fit its field.
     """
     weights = None
     if lookup.weights is not None:
         text, image, embedding = lookup.weights
         weights = pb.QueryWeights(text=text, image=image, embedding=embedding)
-    return pb.RetrieveRequest(
+    return fitted(
+        pb.RetrieveRequest,
         prompt=lookup.prompt,
         k=lookup.k,
         knowledge_base=lookup.knowledge_base,
-        method=_method(lookup.method),
+        method=number_of(pb.Method, "METHOD", "method", lookup.method),
         excluded_pair_ids=lookup.excluded_pair_ids,
         exclude_exact=lookup.exclude_exact,
         query_image=lookup.image,
@@ -55,11 +57,13 @@ def lookup_message(lookup: Lookup) -> pb.RetrieveRequest:
 
 def filter_message(wanted: Filter) -> pb.Filter:
     """What pairs must have."""
-    return pb.Filter(
+    return fitted(
+        pb.Filter,
+        "filter.",
         facets={name: pb.Values(values=values) for name, values in wanted.facets.items()},
         licenses=wanted.licenses,
         sources=wanted.sources,
-        safe=wanted.safe,  # pyright: ignore[reportArgumentType]  (None leaves it unset)
+        safe=wanted.safe,  # None leaves it unset
     )
 
 
@@ -90,7 +94,8 @@ def info_of(said: kb_pb.KnowledgeBase) -> KnowledgeBaseInfo:
 
 def pair_message(pair: Pair) -> kb_pb.NewPair:
     """A pair to store."""
-    return kb_pb.NewPair(
+    return fitted(
+        kb_pb.NewPair,
         facets=dict(pair.facets),
         attributes=dict(pair.attributes),
         embedding=pair.embedding,
@@ -127,12 +132,5 @@ def _stored(said: Any, *, attributes: dict[str, str]) -> StoredPair:
     )
 
 
-def _method(name: str) -> Any:
-    full = f"METHOD_{(name or 'unspecified').upper()}"
-    if full not in pb.Method.keys():  # noqa: SIM118 (an enum of protobuf is no mapping)
-        raise ValueError(f"method: {name!r} is not one of bm25, clip, hybrid")
-    return pb.Method.Value(full)
-
-
-def _method_name(number: Any) -> str:
-    return pb.Method.Name(number).removeprefix("METHOD_").lower()
+def _method_name(number: int) -> str:
+    return name_of(pb.Method, "METHOD", number)
