@@ -22,16 +22,24 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
+LIVENESS, READINESS = "liveness", "readiness"
+
+
 class Health(health_pb2_grpc.HealthServicer):
-    """Answers Check and Watch by service name; "" is the whole server. It begins as NOT_SERVING."""
+    """Answers Check and Watch by service name; "" is the whole server. It begins as NOT_SERVING.
+
+    Two names are for probes: "readiness" is the whole server again, "liveness" says SERVING for as long as the process
+    answers at all: what it depends on is no reason to start it anew.
+    """
 
     def __init__(self) -> None:
-        self._is_serving: dict[str, bool] = {"": False}
+        self._is_serving: dict[str, bool] = {"": False, READINESS: False}
+        self._is_usable = True
         self._changed = asyncio.Event()
 
     def set_serving(self, names: Iterable[str]) -> None:
         """The services of these names answer from now on."""
-        self._is_serving |= dict.fromkeys(names, True)
+        self._is_serving |= dict.fromkeys((READINESS, *names), True)
         self._ring()
 
     def set_all_not_serving(self) -> None:
@@ -39,11 +47,16 @@ class Health(health_pb2_grpc.HealthServicer):
         self._is_serving = dict.fromkeys(self._is_serving, False)
         self._ring()
 
+    def set_usable(self, usable: bool) -> None:
+        """Whether what the services depend on can be used; while it cannot, none of them answers."""
+        self._is_usable = usable
+        self._ring()
+
     async def Check(
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
         """Whether a service answers; NOT_FOUND for a name that is none of ours."""
-        if request.service not in self._is_serving:
+        if self._status(request.service) == _UNKNOWN:
             status = status_of(NotFound(f"service: {shortened(request.service)!r} is not served here"))
             await context.abort(status.code, status.details, status.trailing_metadata)
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
@@ -62,9 +75,11 @@ class Health(health_pb2_grpc.HealthServicer):
             await changed.wait()
 
     def _status(self, name: str) -> health_pb2.HealthCheckResponse.ServingStatus:
+        if name == LIVENESS:
+            return _SERVING
         if name not in self._is_serving:
             return _UNKNOWN
-        return _SERVING if self._is_serving[name] else _NOT_SERVING
+        return _SERVING if self._is_serving[name] and self._is_usable else _NOT_SERVING
 
     def _ring(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

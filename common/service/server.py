@@ -82,6 +82,7 @@ async def serve(
     admin_methods: frozenset[str] = frozenset(),
     announce: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
+    health: Health | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or `stop`; then finish the calls under way and return.
 
@@ -97,6 +98,7 @@ async def serve(
         announce: called once, when serving, with the address a client dials; prints "ready ADDRESS" when not
             given.
         stop: ends the serving, for a host that has no signals.
+        health: what health calls are answered from, for services that tell it of what they depend on.
 
     Raises:
         ConfigError: the address, the TLS files or the files of keys cannot be used.
@@ -125,7 +127,7 @@ async def serve(
             ("grpc.http2.min_ping_interval_without_data_ms", 20_000),  # a client may ping while it waits in line
         ),
     )
-    checker = Health()
+    checker = health or Health()
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)
     host, address = _bind(server, settings)
     async with AsyncExitStack() as stack:
