@@ -1,0 +1,366 @@
+"""The Tritons that serve one model: which of them is asked next, and which not until a canary has passed.
+
+Triton's own readiness lies when a Python stub is gone, so an endpoint is judged by what its model answers: by the
+requests' own answers while there are some, by a canary otherwise. An endpoint that fails is ejected, and asked again
+by canaries alone, further and further apart (a circuit breaker that is closed by a real answer of the model).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from common.service.errors import DeadlineExceeded, ServiceError, Unavailable
+from generator_svc.triton_client import EndpointFailed, TritonClient
+from generator_svc.triton_metrics import TritonMetrics
+
+UNIX = "unix:"
+_EJECTED_AT = 4  # suspicion: a failure is 1, a canary that nobody answers 2, a failure that is certain all of it
+_RECHECK_S = 0.25  # between canaries while an endpoint is under suspicion
+_STEPS_OF_PATIENCE = 3  # a canary waits behind the step under way: it gets the time of so many
+
+T = TypeVar("T")
+Canary = Callable[[TritonClient, float], Awaitable[T]]
+"""Has the model answered, within so many seconds; gives what it says of itself."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointPolicy:
+    """How endpoints are watched.
+
+    Attributes:
+        canary_interval_s: between canaries, where nothing else is heard of an endpoint.
+        canary_timeout_s: what a canary may take; more where the model's steps take longer.
+        min_backoff_s, max_backoff_s: from an ejection to the next canary, doubled each time; each is shortened by up
+            to a half at random, so that many generators do not ask at once.
+        resolve_interval_s: between look-ups of names.
+        patience_s: how long a request without a deadline waits for an endpoint.
+    """
+
+    canary_interval_s: float = 1.0
+    canary_timeout_s: float = 1.5
+    min_backoff_s: float = 0.25
+    max_backoff_s: float = 3.0
+    resolve_interval_s: float = 5.0
+    patience_s: float = 60.0
+
+
+@dataclass(kw_only=True, eq=False)
+class Endpoint(Generic[T]):
+    """One Triton, as far as one model goes.
+
+    Attributes:
+        told: what the model said of itself at its last canary; None before the first.
+        is_in: whether it is chosen.
+        suspicion: failures since the last success, see `_EJECTED_AT`.
+        ejections: ejections, and canaries that failed since, without a request's success between them.
+        heard_at: time.monotonic() of its last answer or part of one.
+        step_s: the longest silence between two parts of the newest answer: about a step of the model.
+    """
+
+    client: TritonClient
+    told: T | None = None
+    is_in: bool = False
+    in_flight: int = 0
+    suspicion: int = 0
+    ejections: int = 0
+    heard_at: float = float("-inf")
+    step_s: float = 0.0
+    requests: set[asyncio.Task[object]] = field(default_factory=set)
+    abandoned: set[asyncio.Task[object]] = field(default_factory=set)
+    doubted: asyncio.Event = field(default_factory=asyncio.Event)
+    watch: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        return self.client.address
+
+
+class Endpoints(Generic[T]):
+    """The endpoints of one model; `open` before use, `close` after it, in one event loop."""
+
+    def __init__(
+        self,
+        model: str,
+        addresses: Sequence[str],
+        *,
+        canary: Canary[T],
+        policy: EndpointPolicy,
+        metrics: TritonMetrics,
+        on_change: Callable[[], object] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            model: its name in Triton.
+            addresses: host:port or unix:/path; a name that resolves to several addresses is several endpoints.
+            canary: asks the model.
+            policy: how they are watched.
+            metrics: where it is counted.
+            on_change: called whenever an endpoint is ejected or taken in.
+        """
+        self.model = model
+        self.policy = policy
+        self._addresses = tuple(addresses)
+        self._canary = canary
+        self._metrics = metrics
+        self._on_change = on_change
+        self._endpoints: dict[str, Endpoint[T]] = {}
+        self._taken_in = asyncio.Event()
+        self._resolving: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._random = random.Random()
+
+    @property
+    def in_use(self) -> list[Endpoint[T]]:
+        """Those that may be chosen."""
+        return [endpoint for endpoint in self._endpoints.values() if endpoint.is_in]
+
+    async def open(self, *, timeout_s: float) -> None:
+        """Begin to watch; returns when an endpoint is in use, or after `timeout_s`."""
+        await self._resolve()
+        self._resolving = asyncio.create_task(self._keep_resolving())
+        with suppress(Unavailable):
+            await self._choose(time.monotonic() + timeout_s, avoid=None)
+
+    async def close(self) -> None:
+        """End the watching and the connections."""
+        if self._resolving:
+            self._resolving.cancel()
+        for address in list(self._endpoints):
+            self._retire(address)
+        await asyncio.gather(*self._retiring)
+
+    @asynccontextmanager
+    async def lease(self, *, deadline: float | None, avoid: Endpoint[T] | None = None) -> AsyncIterator[Endpoint[T]]:
+        """The endpoint with the least requests under way, for one request; the block's failure is its failure.
+
+        Args:
+            deadline: time.monotonic() until which an endpoint is waited for; None: for `patience_s`.
+            avoid: is chosen only if no other is in use.
+
+        Raises:
+            DeadlineExceeded, Unavailable: no endpoint came into use in time.
+            EndpointFailed: it was ejected while it worked on the request, and has to be taken for lost.
+        """
+        until = time.monotonic() + self.policy.patience_s if deadline is None else deadline
+        try:
+            endpoint = await self._choose(until, avoid)
+        except Unavailable:
+            if deadline is None:
+                raise
+            raise DeadlineExceeded(f"no Triton has served {self.model} within the time that was left") from None
+        task = asyncio.current_task()
+        assert task is not None
+        gauge = self._metrics.in_flight.labels(self.model, endpoint.address)
+        endpoint.in_flight += 1
+        endpoint.requests.add(task)
+        gauge.set(endpoint.in_flight)
+        try:
+            yield endpoint
+            self._praise(endpoint)
+        except EndpointFailed as error:
+            self._blame(endpoint, error, suspicion=_EJECTED_AT if error.is_down else 1)
+            raise
+        except asyncio.CancelledError:
+            if task not in endpoint.abandoned:
+                raise
+            if task.uncancel() > 0:  # whoever waits has gone, too
+                raise
+            raise EndpointFailed(f"{self._at(endpoint)} does not answer", kind="hung", is_down=True) from None
+        finally:
+            endpoint.in_flight -= 1
+            endpoint.requests.discard(task)
+            endpoint.abandoned.discard(task)
+            if self._endpoints.get(endpoint.address) is endpoint:
+                gauge.set(endpoint.in_flight)
+
+    @staticmethod
+    def hear(endpoint: Endpoint[T], *, silence_s: float) -> None:
+        """A part of an answer has come from `endpoint`, after so much silence."""
+        endpoint.heard_at = time.monotonic()
+        endpoint.step_s = max(silence_s, 0.9 * endpoint.step_s)
+
+    async def _choose(self, until: float, avoid: Endpoint[T] | None) -> Endpoint[T]:
+        while True:
+            candidates = self.in_use
+            if candidates:
+                others = [each for each in candidates if each is not avoid] or candidates
+                least = min(each.in_flight for each in others)
+                return self._random.choice([each for each in others if each.in_flight == least])
+            self._taken_in.clear()
+            try:
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + until - time.monotonic()):
+                    await self._taken_in.wait()
+            except TimeoutError:
+                raise Unavailable(f"no Triton serves {self.model} now", reason="TRITON_UNAVAILABLE") from None
+
+    def _praise(self, endpoint: Endpoint[T]) -> None:
+        endpoint.suspicion = endpoint.ejections = 0
+        endpoint.heard_at = time.monotonic()
+
+    def _blame(self, endpoint: Endpoint[T], error: ServiceError, *, suspicion: int) -> None:
+        endpoint.suspicion += suspicion
+        endpoint.doubted.set()
+        if endpoint.is_in and endpoint.suspicion >= _EJECTED_AT:
+            endpoint.is_in = False
+            endpoint.ejections += 1
+            self._metrics.ejections.labels(self.model, endpoint.address).inc()
+            self._metrics.canary_success.labels(self._target(endpoint)).set(0)
+            log.warning("ejected", extra={"endpoint": self._at(endpoint), "reason": error.description})
+            self._on_change()
+
+    def _admit(self, endpoint: Endpoint[T], told: T) -> None:
+        endpoint.told = told
+        endpoint.suspicion = 0
+        endpoint.heard_at = time.monotonic()
+        self._metrics.canary_last_success.labels(self._target(endpoint)).set_to_current_time()
+        if not endpoint.is_in:
+            endpoint.is_in = True
+            self._metrics.canary_success.labels(self._target(endpoint)).set(1)
+            log.info("taken in", extra={"endpoint": self._at(endpoint)})
+            self._taken_in.set()
+            self._on_change()
+
+    async def _watch(self, endpoint: Endpoint[T]) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._until_due(endpoint), self._pause_s(endpoint))
+            endpoint.doubted.clear()
+            silence_s = time.monotonic() - endpoint.heard_at
+            if not endpoint.is_in or endpoint.suspicion or silence_s >= self.policy.canary_interval_s:
+                await self._probe(endpoint)
+
+    def _pause_s(self, endpoint: Endpoint[T]) -> float:
+        """Until the next canary."""
+        policy = self.policy
+        if endpoint.is_in:
+            return _RECHECK_S if endpoint.suspicion else policy.canary_interval_s
+        if not endpoint.ejections:  # it is new
+            return 0.0
+        backoff_s = min(policy.max_backoff_s, policy.min_backoff_s * 2 ** min(endpoint.ejections - 1, 16))
+        return backoff_s * self._random.uniform(0.5, 1.0)
+
+    @staticmethod
+    async def _until_due(endpoint: Endpoint[T]) -> None:
+        if endpoint.is_in:
+            await endpoint.doubted.wait()
+        else:
+            await asyncio.Event().wait()
+
+    async def _probe(self, endpoint: Endpoint[T]) -> None:
+        timeout_s = max(self.policy.canary_timeout_s, _STEPS_OF_PATIENCE * endpoint.step_s)
+        started, heard_at = time.monotonic(), endpoint.heard_at
+        try:
+            async with asyncio.timeout(timeout_s):
+                told = await self._canary(endpoint.client, timeout_s)
+        except (TimeoutError, DeadlineExceeded):
+            if endpoint.heard_at != heard_at:  # it answers others: the canary only stands in their line
+                return
+            error, suspicion = EndpointFailed(f"{self._at(endpoint)} is silent", kind="hung", is_down=True), 2
+        except EndpointFailed as failure:
+            error, suspicion = failure, _EJECTED_AT if failure.is_down else 1
+        except ServiceError as refusal:  # a full queue, for one: it lives
+            log.debug("canary refused", extra={"endpoint": self._at(endpoint), "reason": refusal.description})
+            return
+        except Exception:
+            log.exception("a canary could not be sent to %s", self._at(endpoint))
+            error, suspicion = EndpointFailed("the canary is refused", kind="other", is_down=True), _EJECTED_AT
+        else:
+            self._metrics.canary_s.labels(self.model).observe(time.monotonic() - started)
+            self._admit(endpoint, told)
+            return
+        was_in = endpoint.is_in
+        self._blame(endpoint, error, suspicion=suspicion)
+        if not was_in:
+            endpoint.ejections += 1  # the next canary comes later
+        elif not endpoint.is_in:
+            self._abandon(endpoint)
+
+    def _abandon(self, endpoint: Endpoint[T]) -> None:
+        """Take the requests at a silent endpoint for lost; `lease` says so to whoever waits for them."""
+        for task in endpoint.requests:
+            endpoint.abandoned.add(task)
+            task.cancel()
+
+    async def _keep_resolving(self) -> None:
+        while True:
+            await asyncio.sleep(self.policy.resolve_interval_s)
+            try:
+                await self._resolve()
+            except Exception:
+                log.exception("the addresses of %s could not be looked up", self.model)
+
+    async def _resolve(self) -> None:
+        found: set[str] = set()
+        for address in self._addresses:
+            try:
+                found |= await resolved(address)
+            except OSError as error:  # no answer is no news: those that are known stay
+                log.warning("no address", extra={"endpoint": address, "reason": str(error)})
+                found |= set(self._endpoints)
+        for address in found - self._endpoints.keys():
+            endpoint = self._endpoints[address] = Endpoint[T](client=TritonClient(address))
+            self._metrics.in_flight.labels(self.model, address).set(0)
+            self._metrics.ejections.labels(self.model, address)
+            self._metrics.canary_success.labels(self._target(endpoint)).set(0)
+            self._metrics.canary_last_success.labels(self._target(endpoint))
+            endpoint.watch = asyncio.create_task(self._watch(endpoint))
+        for address in self._endpoints.keys() - found:
+            self._retire(address)
+
+    def _retire(self, address: str) -> None:
+        """Choose an endpoint no more; it is closed when its last request has ended."""
+        endpoint = self._endpoints.pop(address)
+        was_in, endpoint.is_in = endpoint.is_in, False
+        self._metrics.forget(self.model, address)
+        if was_in:
+            self._on_change()
+        closing = asyncio.create_task(self._close(endpoint))
+        self._retiring.add(closing)
+        closing.add_done_callback(self._retiring.discard)
+
+    @staticmethod
+    async def _close(endpoint: Endpoint[T]) -> None:
+        assert endpoint.watch is not None
+        endpoint.watch.cancel()
+        await asyncio.gather(endpoint.watch, *endpoint.requests, return_exceptions=True)
+        await endpoint.client.close()
+
+    def _at(self, endpoint: Endpoint[T]) -> str:
+        return f"{self.model} at {endpoint.address}"
+
+    def _target(self, endpoint: Endpoint[T]) -> str:
+        return f"{self.model}@{endpoint.address}"
+
+
+async def resolved(address: str) -> set[str]:
+    """What `address` stands for: itself for a Unix socket or a number, each of its numbers for a name.
+
+    Raises:
+        OSError: the name is not known, or nobody answers.
+    """
+    host, _, port = address.rpartition(":")
+    if address.startswith(UNIX) or _is_number(host.strip("[]")):
+        return {address}
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    hosts = {str(place[0]) for _, _, _, _, place in found}
+    return {f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in hosts}
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
