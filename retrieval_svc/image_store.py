@@ -26,25 +26,31 @@ _NOTES = "maybe-unused"
 _BATCH = 1000  # pictures asked for at once
 _WRITERS = 16  # threads that wait for the disk together
 
+InUse = Callable[[Sequence[str]], set[str]]
+
 
 class ImageStore:
     """Content-addressed files. Safe to use from several threads; one process writes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, writer: str = "") -> None:
         """Open the store in `folder`, which is made if it is not there.
+
+        Args:
+            writer: names this process among several that write; see `SharedImageStore`.
 
         Raises:
             OSError: it cannot be written.
         """
         self._folder = folder
+        self._incoming = folder / (f"{_INCOMING}-{writer}" if writer else _INCOMING)
+        self._notes = folder / (f"{_NOTES}-{writer}" if writer else _NOTES)
         self._locks = [threading.Lock() for _ in range(16**_PREFIX)]  # one a subfolder
         self._noting = threading.Lock()
         self._sweeping = threading.Lock()
         self._counting = threading.Lock()
         self._totals: tuple[int, int] | None = None
-        incoming = folder / _INCOMING
-        incoming.mkdir(parents=True, exist_ok=True)
-        for leftover in incoming.iterdir():
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        for leftover in self._incoming.iterdir():
             leftover.unlink()  # of a process that was killed
         sync_folder(folder)
 
@@ -88,7 +94,7 @@ class ImageStore:
         with self._lock(sha256):
             before = _size(path)
             # A file that is there may have been damaged since: it is compared, and written again.
-            if before is None or path.read_bytes() != image:
+            if before is None or _content(path) != image:
                 self._write(path, image)
                 self._add(int(before is None), len(image) - (before or 0))
         return path
@@ -120,7 +126,7 @@ class ImageStore:
         noted = [content for content in contents if _SHA256.fullmatch(content)]
         if not noted:
             return
-        path = self._folder / _NOTES
+        path = self._notes
         with self._noting:
             is_new = not path.exists()
             with path.open("ab") as stream:
@@ -131,7 +137,7 @@ class ImageStore:
             if is_new:
                 sync_folder(self._folder)
 
-    def sweep(self, in_use: Callable[[Sequence[str]], set[str]]) -> int:
+    def sweep(self, in_use: InUse) -> int:
         """Unlink the noted pictures that nobody has, and forget the notes; gives how many went.
 
         To be called while no change is under way that puts pictures: one that is put and whose pair is not yet
@@ -141,7 +147,7 @@ class ImageStore:
             in_use: gives those of the pictures that some pair has.
         """
         with self._sweeping:
-            path = self._folder / _NOTES
+            path = self._notes
             if not path.exists():
                 return 0
             with self._noting:
@@ -152,13 +158,13 @@ class ImageStore:
             for start in range(0, len(noted), _BATCH):
                 batch = noted[start : start + _BATCH]
                 used = in_use(batch)
-                num_removed += self._remove_all([sha256 for sha256 in batch if sha256 not in used])
+                num_removed += self._remove_all([sha256 for sha256 in batch if sha256 not in used], in_use)
             self._forget(len(written))
         return num_removed
 
     def _forget(self, num_bytes: int) -> None:
         """Drop the first bytes of the notes; what was noted since stays."""
-        path = self._folder / _NOTES
+        path = self._notes
         with self._noting:
             if later := path.read_bytes()[num_bytes:]:
                 write_atomic(path, later)
@@ -166,7 +172,10 @@ class ImageStore:
                 path.unlink()
                 sync_folder(self._folder)
 
-    def _remove_all(self, contents: Sequence[str]) -> int:
+    def confirm(self, images: Sequence[bytes]) -> None:
+        """Called after the pairs of pictures that were `put` are stored: nobody else unlinks here, so they are there."""
+
+    def _remove_all(self, contents: Sequence[str], in_use: InUse) -> int:
         """Unlink pictures, durably; gives how many were there."""
         num_removed = 0
         for sha256 in contents:
@@ -183,9 +192,9 @@ class ImageStore:
 
     def _write(self, path: Path, image: bytes) -> None:
         if not path.parent.exists():
-            path.parent.mkdir()
+            path.parent.mkdir(exist_ok=True)
             sync_folder(self._folder)
-        handle, temporary = tempfile.mkstemp(dir=self._folder / _INCOMING)
+        handle, temporary = tempfile.mkstemp(dir=self._incoming)
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(image)
@@ -216,10 +225,22 @@ class ImageStore:
                     held.enter_context(lock)
             with self._counting:
                 if self._totals is None:
-                    folders = [entry for entry in os.scandir(self._folder) if len(entry.name) == _PREFIX]
+                    folders = prefix_folders(self._folder)
                     sizes = [file.stat().st_size for folder in folders for file in os.scandir(folder)]
                     self._totals = (len(sizes), sum(sizes))
                 return self._totals
+
+
+def prefix_folders(folder: Path) -> list[Path]:
+    """The folders of a store that hold its pictures; beside them lie notes and what is being written."""
+    return [Path(entry.path) for entry in os.scandir(folder) if len(entry.name) == _PREFIX]
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _size(path: Path) -> int | None:

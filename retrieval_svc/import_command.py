@@ -7,13 +7,13 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
 from common.corpus import CorpusError
-from common.service.config import ConfigError
+from common.service.config import ConfigError, add_flags, read_settings
 from common.service.errors import ServiceError
 from retrieval_svc.iconify import build_demonstration_corpus, main_progress
 from retrieval_svc.imports.formats import FORMATS, open_source
@@ -24,7 +24,9 @@ from retrieval_svc.imports.records import Options, Source, SourceError
 from retrieval_svc.imports.report import Journal
 from retrieval_svc.imports.service_sink import ServiceLost, ServiceSink
 from retrieval_svc.imports.sinks import Sink
-from retrieval_svc.library import Library, LibraryError
+from retrieval_svc.library import LibraryError
+from retrieval_svc.opening import opened_library
+from retrieval_svc.settings import PREFIX, StoreSettings
 from retrieval_svc.worker_embedder import WorkerEmbedder
 
 ICONIFY = "iconify"
@@ -38,11 +40,13 @@ class Place:
     """Where the pairs go: a library's folder, or a service's address.
 
     Attributes:
+        store: of a local library, what keeps its pairs.
         clip: of a local library: name or folder of a CLIP model; "packaged"; "none".
         api_key_file: of a service, holds an admin key; ca_file: its authority's certificates (TLS).
     """
 
     data: Path | None = None
+    store: StoreSettings = field(default_factory=StoreSettings)
     clip: str = NO_CLIP
     device: str = "cpu"
     address: str = ""
@@ -65,6 +69,7 @@ def add_import_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
     )
     parser.add_argument("--knowledge-base", required=True, metavar="NAME", help="made if it is not there")
     parser.add_argument("--format", choices=("auto", *FORMATS, ICONIFY), default="auto", help="default: %(default)s")
+    add_flags(parser.add_argument_group("of a library", StoreSettings.__doc__), StoreSettings)
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--data", type=Path, metavar="FOLDER", help="a library that no service has open")
     place.add_argument("--address", default="", metavar="HOST:PORT", help="a running retrieval service")
@@ -115,6 +120,7 @@ def import_corpus(flags: argparse.Namespace) -> None:
     source = _opened(flags.source, flags.format, options)
     place = Place(
         data=flags.data,
+        store=read_settings(StoreSettings, prefix=PREFIX, environ={}, flags=vars(flags)),
         clip=flags.clip,
         device=flags.device,
         address=flags.address,
@@ -123,6 +129,8 @@ def import_corpus(flags: argparse.Namespace) -> None:
         certificate_file=flags.tls_certificate_file,
         key_file=flags.tls_key_file,
     )
+    if place.data is None and place.store != StoreSettings():
+        raise ConfigError("--bm25, --shared-pictures, --qdrant-...: are of a library; a running service has its own")
     report = flags.report or _default_report(place, flags.knowledge_base, source)
     with _sink(place, flags.knowledge_base, source) as sink:
         journal = Journal(report, fingerprint=f"{source.fingerprint} {sink.identity}")
@@ -151,7 +159,7 @@ def _sink(place: Place, knowledge_base: str, source: Source) -> Iterator[Sink]:
     if place.data is not None:
         with (
             _embedder(place) as embedder,
-            closing(Library.open(place.data, embedder=embedder)) as library,
+            opened_library(place.data, place.store, embedder=embedder) as library,
         ):
             yield LocalSink(library, knowledge_base, source)
         return

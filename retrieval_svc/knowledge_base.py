@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,13 @@ from common.pictures import take_in
 from common.service.errors import DataLoss, InvalidArgument, NotFound, ServiceError, Unavailable
 from retrieval_svc.embedding import Embedder
 from retrieval_svc.in_flight import InFlight
-from retrieval_svc.knowledge_base_folder import Parts, make_folder, num_bytes, open_parts
-from retrieval_svc.manifest import BM25, PAIRS, Manifest, new_manifest
+from retrieval_svc.knowledge_base_folder import Bm25, Parts, make_folder, num_bytes, open_parts
+from retrieval_svc.manifest import BM25, PAIRS, Manifest, fitting_manifest
 from retrieval_svc.new_pairs import UriReader
 from retrieval_svc.pair_writer import PairWriter
-from retrieval_svc.pairs import NewPair, PairFilter, StoredPair, Upserted
+from retrieval_svc.pairs import Change, NewPair, PairFilter, StoredPair, Upserted
 from retrieval_svc.query_vector import PictureEmbedder
+from retrieval_svc.replica_feed import TOMBSTONES_KEPT_NS
 from retrieval_svc.retrieval import Method, Neighbor, Query, Retrieval
 from retrieval_svc.search import Searcher, SearchResult
 from retrieval_svc.snapshot import SnapshotError, SnapshotReport, write_snapshot
@@ -33,7 +35,6 @@ from retrieval_svc.vectors import VectorSettings
 MAX_PAGE = 1000
 MAX_BACKLOG = 100_000  # changes that the lexical index may be behind before writers wait for it
 LEG_THREADS = 4
-TOMBSTONES_KEPT_NS = 30 * 24 * 3600 * 1_000_000_000  # a replica that was away longer begins anew
 
 _EVERYTHING = PairFilter()
 _LOG = logging.getLogger(__name__)
@@ -79,12 +80,14 @@ class KnowledgeBase:
         self.store = parts.store
         self._lexical = parts.lexical
         self._projection = parts.projection
-        self._has_other_writers = parts.has_other_writers
+        self._feed = parts.feed
+        self._images_folder = parts.images_folder
         self._resources = parts.resources
         self._read_uri = uri_reader
         self._in_flight = InFlight(lambda: NotFound(f"knowledge_base: {parts.manifest.name!r} is closed"))
         # Pairs changed since the lexical index last took changes in, with their versions; replaced, never written to.
         self._recent: Mapping[str, int] = {}
+        self._noting = threading.Lock()
         looks = PictureEmbedder(parts.manifest, embedder)
         threads = ThreadPoolExecutor(LEG_THREADS, thread_name_prefix=f"clip-{self.name}")
         parts.resources.callback(threads.shutdown)
@@ -98,6 +101,9 @@ class KnowledgeBase:
             read_uri=uri_reader,
             on_written=self._written,
         )
+        if parts.feed:
+            parts.feed.before, parts.feed.after = self._learn, self._forget_seen
+            self._writer.learn(parts.facets)
 
     @classmethod
     def create(
@@ -122,14 +128,12 @@ class KnowledgeBase:
             InvalidArgument: a name, facet or size cannot be.
             KnowledgeBaseError: `folder` exists.
         """
-        ours = embedder.size if embedder is not None else 0
-        size = ours if embedding_size is None else embedding_size
-        manifest = new_manifest(
-            name=name or folder.name,
+        manifest = fitting_manifest(
+            name or folder.name,
             facets=facets,
             scene_phrases=scene_phrases,
-            embedding_model=embedder.name if embedder is not None and 0 < size == ours else "",
-            embedding_size=size,
+            embedding_size=embedding_size,
+            embedder=embedder,
         )
         make_folder(folder, manifest, settings)
         return cls.open(folder, embedder=embedder, uri_reader=uri_reader, settings=settings)
@@ -142,6 +146,7 @@ class KnowledgeBase:
         embedder: Embedder | None = None,
         uri_reader: UriReader | None = None,
         settings: VectorSettings | None = None,
+        bm25: Bm25 = "tantivy",
     ) -> KnowledgeBase:
         """Open a knowledge base: what a crash has left undone is done first, so that both indexes agree.
 
@@ -150,11 +155,12 @@ class KnowledgeBase:
             uri_reader: gives the bytes behind an `image_uri` that the operator allows, and b"" for any other; None: none
                 is ever read.
             settings: of the vector index.
+            bm25: what answers BM25.
 
         Raises:
             KnowledgeBaseError: it is missing, damaged, of another format, or another process has it open.
         """
-        return cls(open_parts(folder, settings), embedder=embedder, uri_reader=uri_reader)
+        return cls(open_parts(folder, settings, bm25), embedder=embedder, uri_reader=uri_reader)
 
     @property
     def manifest(self) -> Manifest:
@@ -163,13 +169,13 @@ class KnowledgeBase:
 
     @property
     def generation(self) -> int:
-        """Version of the newest stored change."""
-        return self._writer.generation
+        """Version of the newest stored change; of others' changes, of the newest that has come in."""
+        return max(self._writer.generation, self._feed.generation) if self._feed else self._writer.generation
 
     @property
     def fingerprint(self) -> str:
         """Names the content that is seen now: equal fingerprints give equal answers."""
-        return _fingerprint(self.manifest, self.generation, self._lexical.generation)
+        return _fingerprint(self.manifest, self.generation, self._seen)
 
     @property
     def num_pairs(self) -> int:
@@ -189,7 +195,7 @@ class KnowledgeBase:
             gone: set[tuple[str, int]] = set()
             while True:
                 # Taken before the search begins: what is dropped from it is seen by every search that begins later.
-                recent, stored, seen = self._recent, self.generation, self._lexical.generation
+                recent, stored, seen = self._recent, self.generation, self._seen
                 manifest, vocabulary = self._writer.manifest, self._writer.vocabulary
                 result = self._searcher.search(
                     query, manifest=manifest, vocabulary=vocabulary, is_current=partial(_is_current, recent, gone)
@@ -268,18 +274,18 @@ class KnowledgeBase:
                 image_bytes=image_bytes,
                 disk_bytes=image_bytes + sum(num_bytes(self.folder / part) for part in (PAIRS, BM25)),
                 stored_generation=self.generation,
-                index_generation=self._lexical.generation,
+                index_generation=self._seen,
             )
 
     def catch_up(self) -> int:
         """Wait until BM25 sees all that is stored; gives the generation."""
         with self._in_flight:
-            return self._projection.catch_up() if self._projection else self._lexical.generation
+            return self._projection.catch_up() if self._projection else self._seen
 
     def optimize(self) -> None:
         """Build what makes searching fast, and forget deletions that every replica has seen; blocks."""
         with self._in_flight:
-            reached = self._projection.catch_up() if self._projection else self._lexical.generation
+            reached = self._projection.catch_up() if self._projection else self._seen
             self.store.optimize()
             self.store.drop_tombstones(min(reached, time.time_ns() - TOMBSTONES_KEPT_NS))
 
@@ -293,7 +299,8 @@ class KnowledgeBase:
             try:
                 return write_snapshot(
                     folder,
-                    source=self.folder,
+                    pictures=self._images_folder,
+                    others_write=self._feed is not None,
                     store=self.store,
                     still=self._writer.lock,
                     state=lambda: (self.manifest, self.generation),
@@ -306,11 +313,27 @@ class KnowledgeBase:
         if self._in_flight.close():
             self._resources.close()
 
+    @property
+    def _seen(self) -> int:
+        """Version of the newest change that BM25 sees, at least."""
+        return self._feed.generation if self._feed else self._lexical.generation
+
     def _written(self, versions: Mapping[str, int]) -> None:
-        seen = self._lexical.generation
-        self._recent = {i: version for i, version in self._recent.items() if version > seen} | dict(versions)
+        seen = self._seen
+        with self._noting:
+            self._recent = {i: version for i, version in self._recent.items() if version > seen} | dict(versions)
         if self._projection:
             self._projection.wake()
+
+    def _learn(self, changes: Sequence[Change]) -> None:
+        """Before the index has changes of others: their facets are known when the pairs are found."""
+        self._writer.learn([change.pair.facets for change in changes if change.pair is not None])
+
+    def _forget_seen(self) -> None:
+        """Another replica's clock may be behind ours: what we wrote must not hide what it writes for longer than it has to."""
+        seen = self._seen
+        with self._noting:
+            self._recent = {i: version for i, version in self._recent.items() if version > seen}
 
     def _wait_for_index(self) -> None:
         if self._projection is None or len(self._recent) < MAX_BACKLOG:
@@ -326,7 +349,7 @@ class KnowledgeBase:
         """The results with their pictures; None, and more is `gone`, where pairs have vanished during the search."""
         num_gone = len(gone)
         pairs = [found.pair for found in result.found]
-        if self._has_other_writers and pairs:
+        if self._feed and pairs:
             there = self.store.get([pair.pair_id for pair in pairs])
             current = {scored.pair.pair_id: scored.pair.version for scored in there.values()}
             gone |= {(p.pair_id, p.version) for p in pairs if current.get(p.pair_id) != p.version}

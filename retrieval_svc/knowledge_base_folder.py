@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from common.files import replacing_folder
 from common.service.errors import ServiceError
@@ -16,7 +18,11 @@ from retrieval_svc.image_store import ImageStore
 from retrieval_svc.manifest import BM25, IMAGES, PAIRS, KnowledgeBaseError, Manifest, read_manifest, write_manifest
 from retrieval_svc.pairs import LexicalIndex, PairStore
 from retrieval_svc.projection import Projection
+from retrieval_svc.replica_feed import ChangeFeed
+from retrieval_svc.sparse import SparseIndex
 from retrieval_svc.vectors import EdgePairStore, VectorSettings
+
+Bm25 = Literal["tantivy", "qdrant"]  # an index on this disk, or sparse vectors in the pair store
 
 _BLOCK_BYTES = 512  # POSIX: the unit of st_blocks
 _LOG = logging.getLogger(__name__)
@@ -28,7 +34,10 @@ class Parts:
 
     Attributes:
         projection: keeps `lexical` in step with `store`; None: it needs nobody, as it is the store's own.
-        has_other_writers: other processes write to the store; results are compared with it before they go out.
+        feed: changes that other processes make in the store; None: there are no others. With others, results are
+            compared with the store before they go out.
+        facets: of pairs that are there, which the manifest may not know yet.
+        images_folder: where the pictures are.
         resources: lets go of all of it.
     """
 
@@ -38,8 +47,10 @@ class Parts:
     lexical: LexicalIndex
     projection: Projection | None
     images: ImageStore
+    images_folder: Path
     resources: ExitStack
-    has_other_writers: bool = False
+    feed: ChangeFeed | None = None
+    facets: Sequence[Mapping[str, str]] = ()
 
 
 def make_folder(folder: Path, manifest: Manifest, settings: VectorSettings | None) -> None:
@@ -56,8 +67,11 @@ def make_folder(folder: Path, manifest: Manifest, settings: VectorSettings | Non
         write_manifest(made, manifest)
 
 
-def open_parts(folder: Path, settings: VectorSettings | None) -> Parts:
+def open_parts(folder: Path, settings: VectorSettings | None, bm25: Bm25) -> Parts:
     """Open what is in `folder` and do first what a crash has left undone, so that both indexes agree.
+
+    Args:
+        bm25: tantivy's index is made where there is none, and left behind where it is not asked.
 
     Raises:
         KnowledgeBaseError: it is missing, damaged, of another format, or another process has it open.
@@ -73,11 +87,14 @@ def open_parts(folder: Path, settings: VectorSettings | None) -> Parts:
                     f"knowledge base: {folder / PAIRS} has embeddings of size {store.embedding_size}, the manifest says"
                     f" {manifest.embedding_size}"
                 )
-            index = TantivyIndex.open(folder / BM25)
-            resources.callback(index.close)
-            projection = Projection(store, index)
-            resources.callback(projection.close)
-            _agree(manifest.name, store, index, projection)
+            lexical: LexicalIndex = SparseIndex(store)
+            projection = None
+            if bm25 == "tantivy":
+                lexical = index = TantivyIndex.open(folder / BM25)
+                resources.callback(index.close)
+                projection = Projection(store, index)
+                resources.callback(projection.close)
+                _agree(manifest.name, store, index, projection)
             images = ImageStore(folder / IMAGES)
             images.sweep(store.contents_in_use)
         except FolderInUse as error:
@@ -88,9 +105,10 @@ def open_parts(folder: Path, settings: VectorSettings | None) -> Parts:
             folder=folder,
             manifest=manifest,
             store=store,
-            lexical=index,
+            lexical=lexical,
             projection=projection,
             images=images,
+            images_folder=folder / IMAGES,
             resources=resources.pop_all(),
         )
 
@@ -106,8 +124,13 @@ def _agree(name: str, store: PairStore, index: TantivyIndex, projection: Project
 
 
 def num_bytes(folder: Path) -> int:
-    """What all files in `folder` take up on the disk; the engine's are larger by their names than by their content."""
+    """What all files in `folder` take up on the disk; the engine's are larger by their names than by their content.
+
+    0 where there is no such folder.
+    """
     total = 0
+    if not folder.is_dir():
+        return total
     for entry in os.scandir(folder):
         try:
             total += num_bytes(Path(entry.path)) if entry.is_dir() else entry.stat().st_blocks * _BLOCK_BYTES

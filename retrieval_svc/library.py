@@ -16,7 +16,8 @@ from common.service.errors import AlreadyExists, FailedPrecondition, NotFound
 from retrieval_svc.embedding import Embedder
 from retrieval_svc.folder_lock import FolderInUse, FolderLock
 from retrieval_svc.knowledge_base import KnowledgeBase
-from retrieval_svc.manifest import NAME_RULE, PAIRS, KnowledgeBaseError, check_name
+from retrieval_svc.knowledge_base_folder import Bm25, make_folder
+from retrieval_svc.manifest import NAME_RULE, PAIRS, KnowledgeBaseError, Manifest, fitting_manifest
 from retrieval_svc.new_pairs import UriReader
 from retrieval_svc.vectors import VectorSettings
 
@@ -39,7 +40,8 @@ class Library:
         *,
         embedder: Embedder | None,
         uri_reader: UriReader | None,
-        settings: VectorSettings | None,
+        settings: VectorSettings | None = None,
+        bm25: Bm25 = "tantivy",
     ) -> None:
         """See `open`."""
         self.folder = folder
@@ -47,6 +49,7 @@ class Library:
         self._embedder = embedder
         self._uri_reader = uri_reader
         self._settings = settings
+        self._bm25: Bm25 = bm25
         self._changing = threading.RLock()
         self._open: Mapping[str, KnowledgeBase] = {}  # replaced, never written to
         self._damaged: Mapping[str, str] = {}
@@ -59,32 +62,30 @@ class Library:
         embedder: Embedder | None = None,
         uri_reader: UriReader | None = None,
         settings: VectorSettings | None = None,
+        bm25: Bm25 = "tantivy",
     ) -> Library:
         """Open the library in `folder`, which is made if it is not there, with all its knowledge bases.
 
         A knowledge base that cannot be opened does not stop the others: see `damaged`.
 
         Args:
-            embedder, uri_reader, settings: see `KnowledgeBase.open`.
+            embedder, uri_reader, settings, bm25: see `KnowledgeBase.open`.
 
         Raises:
             LibraryError: another process has it open, or the folder cannot be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FolderLock(folder)
-        except FolderInUse as error:
-            raise LibraryError(f"library: {error}") from error
-        except OSError as error:
-            raise LibraryError(f"library: {folder} cannot be used ({error})") from error
-        library = cls(folder, lock, embedder=embedder, uri_reader=uri_reader, settings=settings)
-        try:
-            library._clean_up()
-            library._open_all()
-        except BaseException:
-            library.close()
-            raise
+        library = cls(folder, taken(folder), embedder=embedder, uri_reader=uri_reader, settings=settings, bm25=bm25)
+        library.begin()
         return library
+
+    def begin(self) -> None:
+        """Open all that is there, or close again."""
+        try:
+            self._clean_up()
+            self._open_all()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def damaged(self) -> Mapping[str, str]:
@@ -122,19 +123,11 @@ class Library:
             InvalidArgument: a name, facet or size cannot be.
             AlreadyExists: there is one of this name.
         """
-        check_name(name)
+        manifest = fitting_manifest(
+            name, facets=facets, scene_phrases=scene_phrases, embedding_size=embedding_size, embedder=self._embedder
+        )
         with self._changing:
-            if (self.folder / name).exists():
-                raise AlreadyExists(f"knowledge_base: {name!r} exists")
-            made = KnowledgeBase.create(
-                self.folder / name,
-                facets=facets,
-                scene_phrases=scene_phrases,
-                embedding_size=embedding_size,
-                embedder=self._embedder,
-                uri_reader=self._uri_reader,
-                settings=self._settings,
-            )
+            made = self._make(manifest)
             self._open = {**self._open, name: made}
             return made
 
@@ -152,11 +145,10 @@ class Library:
             if found is not None:
                 found.close()
                 self._damaged = {**self._damaged, name: "it is half deleted"}
-            removed = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{_REMOVED}{name}-"))
-            os.replace(self.folder / name, removed / name)
-            sync_folder(self.folder)
+            removed = self._take_away(name)
             self._damaged = {n: why for n, why in self._damaged.items() if n != name}
-        shutil.rmtree(removed, ignore_errors=True)  # what is left over goes when the library is opened next
+        for path in removed:
+            shutil.rmtree(path, ignore_errors=True)  # what is left over goes when the library is opened next
 
     def close(self) -> None:
         """Close all of them, after the calls under way have ended."""
@@ -171,6 +163,27 @@ class Library:
             finally:
                 self._lock.close()
 
+    def _make(self, manifest: Manifest) -> KnowledgeBase:
+        """A new knowledge base, opened. Raises AlreadyExists."""
+        folder = self.folder / manifest.name
+        if folder.exists():
+            raise AlreadyExists(f"knowledge_base: {manifest.name!r} exists")
+        make_folder(folder, manifest, self._settings)
+        return self._opened(folder)
+
+    def _opened(self, folder: Path) -> KnowledgeBase:
+        return KnowledgeBase.open(
+            folder,
+            embedder=self._embedder,
+            uri_reader=self._uri_reader,
+            settings=self._settings,
+            bm25=self._bm25,
+        )
+
+    def _take_away(self, name: str) -> list[Path]:
+        """Make a closed knowledge base vanish in one step; gives what is left to be removed."""
+        return [moved_aside(self.folder / name)]
+
     def _clean_up(self) -> None:
         for pattern in _LEFTOVERS:
             for path in self.folder.glob(pattern):
@@ -183,9 +196,7 @@ class Library:
             if not (path / PAIRS).is_dir() or not NAME_RULE.fullmatch(path.name):
                 continue  # not ours
             try:
-                opened[path.name] = KnowledgeBase.open(
-                    path, embedder=self._embedder, uri_reader=self._uri_reader, settings=self._settings
-                )
+                opened[path.name] = self._opened(path)
                 if opened[path.name].name != path.name:  # copied by hand: `restore` renames
                     other = opened.pop(path.name)
                     other.close()
@@ -194,3 +205,26 @@ class Library:
                 damaged[path.name] = str(error)
                 _LOG.error("knowledge_base_damaged", extra={"knowledge_base": path.name, "reason": str(error)})
             self._open, self._damaged = dict(opened), dict(damaged)
+
+
+def taken(folder: Path) -> FolderLock:
+    """The lock of a library's folder, which is made if it is not there.
+
+    Raises:
+        LibraryError: another process has it open, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return FolderLock(folder)
+    except FolderInUse as error:
+        raise LibraryError(f"library: {error}") from error
+    except OSError as error:
+        raise LibraryError(f"library: {folder} cannot be used ({error})") from error
+
+
+def moved_aside(folder: Path) -> Path:
+    """Rename a folder so that a library overlooks it, and removes it when it is opened next; gives where it is now."""
+    removed = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{_REMOVED}{folder.name}-"))
+    os.replace(folder, removed / folder.name)
+    sync_folder(folder.parent)
+    return removed

@@ -18,10 +18,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from common.corpus import CorpusError, Facet
 from common.files import write_json
 from common.service.errors import InvalidArgument
+from retrieval_svc.embedding import Embedder
 from retrieval_svc.pairs import has_control_characters
 from retrieval_svc.query import Vocabulary
 
@@ -99,6 +101,30 @@ def new_manifest(
     return manifest
 
 
+def fitting_manifest(
+    name: str,
+    *,
+    facets: Sequence[Facet],
+    scene_phrases: Sequence[str],
+    embedding_size: int | None,
+    embedder: Embedder | None,
+) -> Manifest:
+    """The manifest of a new knowledge base; `embedding_size` None: the embedder's, 0 where there is none.
+
+    Raises:
+        InvalidArgument: a name, facet or size cannot be.
+    """
+    ours = embedder.size if embedder is not None else 0
+    size = ours if embedding_size is None else embedding_size
+    return new_manifest(
+        name=name,
+        facets=facets,
+        scene_phrases=scene_phrases,
+        embedding_model=embedder.name if embedder is not None and 0 < size == ours else "",
+        embedding_size=size,
+    )
+
+
 def check_name(name: str) -> None:
     """The rule of names.
 
@@ -134,14 +160,10 @@ def extended(manifest: Manifest, new_values: Mapping[str, Sequence[str]]) -> Man
     return replace(manifest, facets=facets)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write it, atomically.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
-    """
+def document_of(manifest: Manifest) -> dict[str, Any]:
+    """It as JSON: what stands in the file, and beside a collection on a server."""
     embedding = {"model": manifest.embedding_model, "size": manifest.embedding_size}
-    document = {
+    return {
         "format": FORMAT,
         "uuid": manifest.uuid,
         "name": manifest.name,
@@ -150,7 +172,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "scene_phrases": list(manifest.scene_phrases),
         "embedding": embedding if manifest.embedding_size else None,
     }
-    write_json(folder / MANIFEST, document)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write it, atomically.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    write_json(folder / MANIFEST, document_of(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -162,8 +192,22 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise KnowledgeBaseError(f"knowledge base: {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise KnowledgeBaseError(f"knowledge base: {path} cannot be read ({error!r})") from None
+    return manifest_of(document, str(path))
+
+
+def manifest_of(document: Any, place: str) -> Manifest:
+    """What `document_of` gives, read back; `place` says where it stood.
+
+    Raises:
+        KnowledgeBaseError: it is not of this format.
+    """
+    try:
         if document["format"] != FORMAT:
-            raise KnowledgeBaseError(f"knowledge base: {path} has format {document['format']!r}, expected {FORMAT!r}")
+            raise KnowledgeBaseError(f"knowledge base: {place} has format {document['format']!r}, expected {FORMAT!r}")
         embedding = document["embedding"] or {"model": "", "size": 0}
         manifest = Manifest(
             uuid=str(uuid.UUID(document["uuid"])),
@@ -177,10 +221,8 @@ def read_manifest(folder: Path) -> Manifest:
             embedding_size=int(embedding["size"]),
         )
         manifest.vocabulary()
-    except (FileNotFoundError, NotADirectoryError):
-        raise KnowledgeBaseError(f"knowledge base: {path} does not exist") from None
     except KnowledgeBaseError:
         raise
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise KnowledgeBaseError(f"knowledge base: {path} cannot be read ({error!r})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise KnowledgeBaseError(f"knowledge base: {place} cannot be read ({error!r})") from None
     return manifest

@@ -65,11 +65,11 @@ class FacetSpellings:
         """Those of a manifest."""
         return cls(known={f.name: {value_key(value): value for value in f.values} for f in manifest.facets})
 
-    def new_values(self, drafts: Sequence[Draft]) -> dict[str, list[str]]:
+    def new_values(self, facets: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
         """Values that the manifest's facets do not have yet."""
         fresh: dict[str, dict[str, str]] = {}
-        for draft in drafts:
-            for name, value in draft.new.facets.items():
+        for named in facets:
+            for name, value in named.items():
                 if name in self.known and value_key(value) not in self.known[name]:
                     fresh.setdefault(name, {}).setdefault(value_key(value), value)
         return {name: list(values.values()) for name, values in fresh.items()}

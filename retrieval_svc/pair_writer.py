@@ -11,7 +11,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +69,7 @@ class PairWriter:
         outcomes: dict[int, Upserted] = {}
         drafts = self._begun(pairs, self._known_pictures(pairs), outcomes)
         with self._naming_a_full_disk():
-            self._extend_vocabulary(drafts)
+            self._extend_vocabulary([draft.new.facets for draft in drafts])
             for draft in drafts:
                 draft.pair = laid_down(draft, self.vocabulary, self._spellings)
             num_writes = self._num_writes
@@ -93,7 +93,7 @@ class PairWriter:
             if not there:
                 return 0, self.generation
             self._images.note_maybe_unused(sorted({scored.pair.content for scored in there.values()}))
-            first = self._versions(len(there))
+            first = self._versions(len(there), above=_newest(there.values()))
             self._store.delete(list(there), first)
             self.generation = first + len(there) - 1
             self._on_written({pair_id: first + i for i, pair_id in enumerate(there)})
@@ -143,12 +143,20 @@ class PairWriter:
                 outcomes[position] = _rejection(new, rejected.field, rejected.reason)
         return drafts
 
-    def _extend_vocabulary(self, drafts: Sequence[Draft]) -> None:
+    def learn(self, facets: Sequence[Mapping[str, str]]) -> None:
+        """Take the values of these facets into the vocabulary: other replicas have stored pairs that have them.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        self._extend_vocabulary(facets)
+
+    def _extend_vocabulary(self, facets: Sequence[Mapping[str, str]]) -> None:
         """Before the pairs: whoever reads them finds their facets known."""
-        if not self._spellings.new_values(drafts):
+        if not self._spellings.new_values(facets):
             return
         with self.lock:
-            new_values = self._spellings.new_values(drafts)  # again: another thread may have been faster
+            new_values = self._spellings.new_values(facets)  # again: another thread may have been faster
             if new_values:
                 manifest = extended(self.manifest, new_values)
                 write_manifest(self._folder, manifest)
@@ -221,16 +229,20 @@ class PairWriter:
         replaced = {there[pair_id].pair.content for pair_id in chosen if pair_id in there}
         self._images.note_maybe_unused(sorted(replaced | {draft.pair.content for draft in drafts}))
         self._images.put_all([draft.picture.image for draft in drafts if draft.picture is not None])
-        first = self._versions(len(drafts))
+        first = self._versions(len(drafts), above=_newest(there[i] for i in chosen if i in there))
         stored = [replace(draft.pair, version=first + i) for i, draft in enumerate(drafts)]
         self._store.upsert(stored, [draft.embedding for draft in drafts])
+        self._images.confirm([draft.picture.image for draft in drafts if draft.picture is not None])
         self.generation = stored[-1].version
         self._on_written({pair.pair_id: pair.version for pair in stored})
         self.sweep(in_use=frozenset(pair.content for pair in stored))
 
-    def _versions(self, num: int) -> int:
-        """The first of `num` versions that nothing has had, nor a change that failed halfway."""
-        first = max(time.time_ns(), self._last_version + 1)
+    def _versions(self, num: int, *, above: int) -> int:
+        """The first of `num` versions that nothing has had, nor a change that failed halfway.
+
+        They are `above` what is replaced: another replica's clock, which gave that version, may be ahead of this one.
+        """
+        first = max(time.time_ns(), self._last_version + 1, above + 1)
         self._last_version = first + num - 1
         self._num_writes += 1
         return first
@@ -243,6 +255,10 @@ class PairWriter:
             if error.errno not in _NO_ROOM:
                 raise
             raise ResourceExhausted(f"knowledge base {self.manifest.name!r}: the disk is full ({error})") from error
+
+
+def _newest(there: Iterable[Scored]) -> int:
+    return max((scored.pair.version for scored in there), default=0)
 
 
 def _rejection(new: NewPair, field: str, reason: str) -> Upserted:

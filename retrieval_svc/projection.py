@@ -154,13 +154,17 @@ class Projection:
                 _log.warning("the lexical index is ahead of its store and is written anew")
                 self._index.rebuild(self._batches(0))
             self._is_checked = True
-        for changes in self._batches(max(0, self._index.generation - self._overlap_ns)):
+        for changes in self._batches(max(0, self._index.generation - self._reread_ns())):
             fresh = [change for change in changes if self._recent.get(change.point) != change.version]
             if fresh:
                 self._index.apply(fresh)
                 self._remember(fresh)
             if until_closing and self._closing.is_set():
                 return
+
+    def _reread_ns(self) -> int:
+        """How far below the newest version it looks this time."""
+        return self._overlap_ns
 
     def _batches(self, since: int) -> Iterator[Sequence[Change]]:
         """The store's changes from `since` to the newest."""

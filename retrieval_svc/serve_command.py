@@ -25,6 +25,7 @@ from retrieval_svc.knowledge_base_servicer import ADMIN_METHODS, KnowledgeBaseSe
 from retrieval_svc.knowledge_base_servicer import SERVICE_NAME as KNOWLEDGE_BASE_SERVICE
 from retrieval_svc.library import Library, LibraryError
 from retrieval_svc.metrics import IndexFigures, RetrievalMetrics
+from retrieval_svc.opening import opened_library
 from retrieval_svc.servicer import SERVICE_NAME, RetrievalServicer
 from retrieval_svc.settings import PREFIX, RetrievalSettings
 from retrieval_svc.worker_embedder import WorkerEmbedder
@@ -71,8 +72,8 @@ async def opened(
         if settings.clip:
             embedder = WorkerEmbedder(settings.clip, device=settings.clip_device, threads=settings.clip_threads)
             stack.enter_context(closing(embedder))
-        opening = partial(Library.open, settings.data, embedder=embedder, uri_reader=images.read)
-        library = stack.enter_context(closing(await asyncio.to_thread(opening)))
+        opening = opened_library(settings.data, settings, embedder=embedder, uri_reader=images.read)
+        library = await asyncio.to_thread(stack.enter_context, opening)
         metrics = RetrievalMetrics(registry, indexes=partial(_index_figures, library))
         searches = _admission(stack, "search", settings.search_threads, settings.search_queue)
         changes = _admission(stack, "change", settings.change_threads, settings.change_queue)

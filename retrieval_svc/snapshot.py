@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,7 +52,8 @@ class SnapshotReport:
 def write_snapshot(
     snapshots: Path,
     *,
-    source: Path,
+    pictures: Path,
+    others_write: bool,
     store: PairStore,
     still: AbstractContextManager[object],
     state: Callable[[], tuple[Manifest, int]],
@@ -61,8 +62,8 @@ def write_snapshot(
 
     Args:
         snapshots: folder of all snapshots.
-        source: folder of the knowledge base.
-        still: while it is held nothing is written; it is let go of before files are read for their checksums.
+        pictures: folder of its image store. others_write: other processes than this one, too.
+        still: while it is held nothing is written by this process; it is let go of before files are read for their checksums.
         state: manifest and generation.
 
     Raises:
@@ -76,8 +77,10 @@ def write_snapshot(
         if not target.exists():
             with replacing_folder(target) as made:
                 num_pairs = store.count()
+                _link_pictures(pictures, made / IMAGES)
                 store.snapshot(made / PAIRS)
-                _link_pictures(source / IMAGES, made / IMAGES)
+                if others_write:  # pictures that went meanwhile are in the copy, and so are those that came
+                    _link_pictures(pictures, made / IMAGES)
                 write_manifest(made, manifest)
                 held.close()
                 _seal(made, manifest, generation, num_pairs)
@@ -175,17 +178,21 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _link_pictures(source: Path, target: Path) -> None:
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     for folder in source.iterdir() if source.is_dir() else ():
         if len(folder.name) != _PREFIX:
             continue  # what is being written, and notes: not part of the content
-        (target / folder.name).mkdir()
+        (target / folder.name).mkdir(exist_ok=True)
         for path in folder.iterdir():
-            _link(path, target / folder.name / path.name)
+            if not (target / folder.name / path.name).exists():
+                _link(path, target / folder.name / path.name)
 
 
 def _link(path: Path, target: Path) -> None:
-    try:
-        os.link(path, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(path, target)
+    with suppress(FileNotFoundError):  # unlinked by another process meanwhile
+        try:
+            os.link(path, target)
+        except FileNotFoundError:
+            raise
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(path, target)

@@ -1,25 +1,23 @@
 """The pairs of a knowledge base on a Qdrant server or cluster, over gRPC. One collection is one knowledge base.
 
 Several replicas write to one collection: versions come from their clocks, so that a reader of `changes` goes back a little
-(see `projection.py`). The layout is that of `vectors.py`; a snapshot is written as such a store.
+(see `replica.py`). The layout is that of `vectors.py`; a snapshot is written as such a store.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
 
 import grpc
 import numpy as np
 from qdrant_client import QdrantClient, models
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 
-from common.service.errors import DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from common.service.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, NotFound
 from retrieval_svc.payload import (
     BM25_VECTOR,
     BOOL_FIELDS,
@@ -30,72 +28,25 @@ from retrieval_svc.payload import (
     Conditions,
 )
 from retrieval_svc.point_store import BATCH, Found, PointStore, Row, copied
+from retrieval_svc.qdrant_connection import QdrantSettings, asking, code_of_call
 from retrieval_svc.sparse import SparseVector
 from retrieval_svc.vectors import EdgePairStore
 
-_GRPC_PORT = 6334
 _POLL_S = 1.0
-_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED)
-_REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerSettings:
-    """Where the Qdrant server is, and how collections are made there (OPERATIONS 1.6); a collection keeps those.
-
-    Attributes:
-        url: http://host[:port] or https://host[:port] (TLS); the port is that of gRPC, 6334 if it is not given.
-        api_key: empty: none is sent.
-        timeout_s: deadline of each call; build_timeout_s: of waiting for graphs to be built.
-        replication_factor: copies of each shard. write_consistency_factor: copies that must have confirmed a write.
-        shard_number: shards of the collection; None: one for each node.
-        quantization: what searches run over, held in memory: int8 (1/4 of float32), turbo4 (1/8); None: the originals.
-        on_disk_originals: originals are read from disk, as float16, to compare the best once more.
-        oversampling: so many times the asked number are taken from the quantized search.
-        m, ef_construct, hnsw_ef: see `VectorSettings`.
-    """
-
-    url: str
-    api_key: str = ""
-    timeout_s: int = 10
-    build_timeout_s: float = 3600.0
-    replication_factor: int = 2
-    write_consistency_factor: int = 1
-    shard_number: int | None = None
-    quantization: Literal["int8", "turbo4"] | None = "turbo4"
-    on_disk_originals: bool = True
-    oversampling: float = 2.0
-    m: int = 16
-    ef_construct: int = 128
-    hnsw_ef: int = 128
-
-
-def connect(settings: ServerSettings) -> QdrantClient:
-    """A client for the server; it connects with the first call.
-
-    Raises:
-        ValueError: the url is not one, or would send the key without TLS to another machine.
-    """
-    parts = urlsplit(settings.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
-        raise ValueError(f"url {settings.url!r} is not http://host[:port] or https://host[:port]")
-    if settings.api_key and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise ValueError(f"url {settings.url!r} would send the API key unencrypted: use https")
-    return QdrantClient(
-        host=parts.hostname,
-        grpc_port=parts.port or _GRPC_PORT,
-        https=parts.scheme == "https",
-        api_key=settings.api_key or None,
-        prefer_grpc=True,
-        timeout=settings.timeout_s,
-        check_compatibility=False,  # it would ask over REST, which need not be open
-    )
+_MANIFEST = "reimagen"  # of the collection's metadata: what the knowledge base is, as JSON
+_MAX_FACET_TERMS = 100_000
+_EXISTS = (grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.INVALID_ARGUMENT)
+_INDEXES = {
+    **dict.fromkeys(KEYWORD_FIELDS, models.PayloadSchemaType.KEYWORD),
+    **dict.fromkeys(BOOL_FIELDS, models.PayloadSchemaType.BOOL),
+    **dict.fromkeys(INTEGER_FIELDS, models.PayloadSchemaType.INTEGER),
+}
 
 
 class ServerPairStore(PointStore):
     """A `PairStore` (and `SparseStore`) in a collection. `client` may be shared by several."""
 
-    def __init__(self, client: QdrantClient, collection: str, embedding_size: int, settings: ServerSettings) -> None:
+    def __init__(self, client: QdrantClient, collection: str, embedding_size: int, settings: QdrantSettings) -> None:
         """See `open` and `create`."""
         super().__init__()
         self._client = client
@@ -106,46 +57,70 @@ class ServerPairStore(PointStore):
 
     @classmethod
     def create(
-        cls, client: QdrantClient, collection: str, *, embedding_size: int, settings: ServerSettings
+        cls,
+        client: QdrantClient,
+        collection: str,
+        *,
+        embedding_size: int,
+        settings: QdrantSettings,
+        manifest: Mapping[str, Any] | None = None,
     ) -> ServerPairStore:
         """Make the collection with all its indexes, or what is missing of it; then open it.
 
+        Args:
+            manifest: what is to be said of the collection; see `manifest`.
+
         Raises:
             FailedPrecondition: there is one that holds embeddings of another size.
+            AlreadyExists: there is one that bears another manifest.
         """
-        with _server_errors(f"creating collection {collection!r}"):
+        with asking(settings, f"creating collection {collection!r}"):
             if not client.collection_exists(collection):
-                _create(client, collection, embedding_size, settings)
-            _check(client, collection, embedding_size)
-            kinds = (
-                (KEYWORD_FIELDS, models.PayloadSchemaType.KEYWORD),
-                (BOOL_FIELDS, models.PayloadSchemaType.BOOL),
-                (INTEGER_FIELDS, models.PayloadSchemaType.INTEGER),
-            )
-            for fields, kind in kinds:
-                for field in fields:
-                    client.create_payload_index(collection, field, kind, wait=True)
-        return cls(client, collection, embedding_size, settings)
+                _create(client, collection, embedding_size, settings, manifest)
+        made = cls.open(client, collection, settings=settings, embedding_size=embedding_size)
+        if manifest is not None and made.manifest() != dict(manifest):
+            raise AlreadyExists(f"the Qdrant server has a collection {collection!r}")
+        return made
 
     @classmethod
     def open(
-        cls, client: QdrantClient, collection: str, *, settings: ServerSettings, embedding_size: int | None = None
+        cls, client: QdrantClient, collection: str, *, settings: QdrantSettings, embedding_size: int | None = None
     ) -> ServerPairStore:
-        """Use a collection that is there; `embedding_size` is what it must have, if given.
+        """Use a collection that is there, and make the indexes that it lacks; `embedding_size` is what it must have, if given.
 
         Raises:
             NotFound: there is none. FailedPrecondition: it is none of ours, or has another embedding size.
         """
-        with _server_errors(f"opening collection {collection!r}"):
+        with asking(settings, f"opening collection {collection!r}"):
             if not client.collection_exists(collection):
                 raise NotFound(f"the Qdrant server has no collection {collection!r}")
             size = _check(client, collection, embedding_size)
+            there = client.get_collection(collection).payload_schema or {}
+            for field, kind in _INDEXES.items():
+                if field not in there:
+                    client.create_payload_index(collection, field, kind, wait=True)
         return cls(client, collection, size, settings)
 
     @property
     def embedding_size(self) -> int:
         """Size of the embeddings; 0: it holds none."""
         return self._embedding_size
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What was said of the collection when it was made; None: nothing, or nothing that can be read."""
+        with asking(self._settings, f"reading what collection {self._name!r} is"):
+            metadata = self._client.get_collection(self._name).config.metadata or {}
+        try:
+            said = json.loads(metadata[_MANIFEST])
+        except (KeyError, TypeError, ValueError):
+            return None
+        return said if isinstance(said, dict) else None
+
+    def facet_terms(self) -> set[str]:
+        """Facets of all pairs, each as `facet_term` writes it; some that no pair has any more may be among them."""
+        with asking(self._settings, f"reading the facets of collection {self._name!r}"):
+            found = self._client.facet(self._name, "facet", limit=_MAX_FACET_TERMS, exact=False)
+        return {str(hit.value) for hit in found.hits}
 
     def optimize(self) -> None:
         """Wait until the server has built its graphs, which it does by itself.
@@ -155,7 +130,7 @@ class ServerPairStore(PointStore):
         """
         until = time.monotonic() + self._settings.build_timeout_s
         while True:
-            with _server_errors(f"asking for the state of collection {self._name!r}"):
+            with asking(self._settings, f"asking for the state of collection {self._name!r}"):
                 status = self._client.get_collection(self._name).status
             if status == models.CollectionStatus.GREEN:
                 return
@@ -199,7 +174,7 @@ class ServerPairStore(PointStore):
 class _Collection:
     """`Points` on the server."""
 
-    def __init__(self, client: QdrantClient, name: str, settings: ServerSettings) -> None:
+    def __init__(self, client: QdrantClient, name: str, settings: QdrantSettings) -> None:
         self._client = client
         self._name = name
         self._settings = settings
@@ -286,10 +261,16 @@ class _Collection:
         return [_found(point, point.score) for point in found.points]
 
     def _asking(self, attempt: str) -> Any:
-        return _server_errors(f"{attempt} collection {self._name!r}")
+        return asking(self._settings, f"{attempt} collection {self._name!r}")
 
 
-def _create(client: QdrantClient, collection: str, embedding_size: int, settings: ServerSettings) -> None:
+def _create(
+    client: QdrantClient,
+    collection: str,
+    embedding_size: int,
+    settings: QdrantSettings,
+    manifest: Mapping[str, Any] | None,
+) -> None:
     pinned, cold, cached = models.Memory.PINNED, models.Memory.COLD, models.Memory.CACHED
     quantization: Any = None
     if settings.quantization == "int8":
@@ -304,17 +285,22 @@ def _create(client: QdrantClient, collection: str, embedding_size: int, settings
         memory=cold if settings.on_disk_originals else cached,
         datatype=models.Datatype.FLOAT16 if settings.on_disk_originals else models.Datatype.FLOAT32,
     )
-    client.create_collection(
-        collection,
-        vectors_config={CLIP_VECTOR: clip} if embedding_size else {},
-        sparse_vectors_config={BM25_VECTOR: models.SparseVectorParams(modifier=models.Modifier.IDF)},
-        shard_number=settings.shard_number,
-        replication_factor=settings.replication_factor,
-        write_consistency_factor=settings.write_consistency_factor,
-        on_disk_payload=True,
-        hnsw_config=models.HnswConfigDiff(m=settings.m, ef_construct=settings.ef_construct),
-        quantization_config=quantization,
-    )
+    try:
+        client.create_collection(
+            collection,
+            vectors_config={CLIP_VECTOR: clip} if embedding_size else {},
+            sparse_vectors_config={BM25_VECTOR: models.SparseVectorParams(modifier=models.Modifier.IDF)},
+            shard_number=settings.shard_number,
+            replication_factor=settings.replication_factor,
+            write_consistency_factor=settings.write_consistency_factor,
+            on_disk_payload=True,
+            hnsw_config=models.HnswConfigDiff(m=settings.m, ef_construct=settings.ef_construct),
+            quantization_config=quantization,
+            metadata={_MANIFEST: json.dumps(manifest)} if manifest is not None else None,
+        )
+    except grpc.RpcError as error:  # another replica was faster?
+        if code_of_call(error) not in _EXISTS or not client.collection_exists(collection):
+            raise
 
 
 def _check(client: QdrantClient, collection: str, embedding_size: int | None) -> int:
@@ -361,23 +347,3 @@ def _found(record: Any, score: float = 0.0) -> Found:
     vector = record.vector.get(CLIP_VECTOR) if isinstance(record.vector, dict) else None
     embedding = None if vector is None else np.asarray(vector, dtype=np.float32)
     return Found(point=str(record.id), payload=record.payload or {}, embedding=embedding, score=score)
-
-
-@contextmanager
-def _server_errors(attempt: str) -> Iterator[None]:
-    """What went wrong on the way, in the service's words. gRPC's message stays in the cause: it may hold payload."""
-    try:
-        yield
-    except ResourceExhaustedResponse as error:
-        raise ResourceExhausted(f"{attempt}: Qdrant is busy", retry_after_s=float(error.retry_after_s)) from error
-    except grpc.RpcError as error:
-        code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise DeadlineExceeded(f"{attempt}: Qdrant did not answer in time") from error
-        if code in _LOST:
-            raise Unavailable(f"{attempt}: Qdrant cannot be reached ({code.name})") from error
-        if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-            raise ResourceExhausted(f"{attempt}: Qdrant is at a limit") from error
-        if code in _REFUSED:
-            raise FailedPrecondition(f"{attempt}: Qdrant refuses the API key ({code.name})") from error
-        raise

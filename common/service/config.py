@@ -33,8 +33,8 @@ def setting(*, help: str, default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={_HELP: help})
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
-    """Give `parser` a flag `--field-name` for each field of `settings`; `read_settings` reads them."""
+def add_flags(parser: argparse._ActionsContainer, settings: type) -> None:
+    """Give `parser` (or a group of it) a flag `--field-name` for each field of `settings`; `read_settings` reads them."""
     for field in dataclasses.fields(settings):
         shown = "" if field.default in (dataclasses.MISSING, None) else f" (default: {field.default})"
         text = f"{field.metadata.get(_HELP, '')}{shown}".replace("%", "%%")

@@ -1,4 +1,4 @@
-"""The store on a Qdrant server. What needs one is skipped unless QDRANT_URL is set (and QDRANT_API_KEY), which CI does not do.
+"""The store on a Qdrant server. What needs one is skipped unless QDRANT_URL (and QDRANT_API_KEY_FILE) is set: not in CI.
 
 Without a server, tests named `local_imitation` run over qdrant-client's Python imitation of one, and a gRPC server of our own
 stands for one that fails. What all stores do alike is in `test_point_store.py`.
@@ -24,8 +24,9 @@ from qdrant_client import QdrantClient, models
 
 from common.service.errors import DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from retrieval_svc.pairs import PairFilter
+from retrieval_svc.qdrant_connection import QdrantSettings, connect
 from retrieval_svc.vectors import EdgePairStore
-from retrieval_svc.vectors_server import ServerPairStore, ServerSettings, connect
+from retrieval_svc.vectors_server import ServerPairStore
 from tests.retrieval_svc.stores import NOW, QDRANT_URL, SIZE, pair, server_settings, vectors
 
 SETTINGS = server_settings()
@@ -105,13 +106,14 @@ class Recorder:
     def get_collection(self, name: str) -> Any:
         vectors_config, sparse = self.created["vectors_config"], self.created["sparse_vectors_config"]
         return SimpleNamespace(
-            config=SimpleNamespace(params=SimpleNamespace(vectors=vectors_config, sparse_vectors=sparse))
+            config=SimpleNamespace(params=SimpleNamespace(vectors=vectors_config, sparse_vectors=sparse)),
+            payload_schema=dict(self.indexed),
         )
 
 
 def created(**changed: Any) -> Recorder:
     recorder = Recorder()
-    settings = replace(ServerSettings(url="https://qdrant"), **changed)
+    settings = replace(QdrantSettings(url="https://qdrant"), **changed)
     ServerPairStore.create(recorder, "pictures", embedding_size=512, settings=settings)  # type: ignore[arg-type]
     return recorder
 
@@ -144,13 +146,14 @@ def test_a_collection_is_created_as_operations_asks() -> None:
     assert plain["vectors_config"]["clip"].datatype == models.Datatype.FLOAT32
 
 
-def test_the_url_is_checked_and_a_key_is_not_sent_in_the_open() -> None:
+def test_the_url_is_checked_and_a_key_is_not_sent_in_the_open(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("secret\n")
     for url in ("qdrant:6334", "ftp://qdrant", "https://", "http://qdrant/prefix"):
         with pytest.raises(ValueError, match="is not http"):
-            connect(ServerSettings(url=url))
+            connect(QdrantSettings(url=url))
     with pytest.raises(ValueError, match="unencrypted"):
-        connect(ServerSettings(url="http://qdrant", api_key="secret"))
-    connect(ServerSettings(url="https://qdrant", api_key="secret")).close()
+        connect(QdrantSettings(url="http://qdrant", api_key_file=tmp_path / "key"))
+    connect(QdrantSettings(url="https://qdrant", api_key_file=tmp_path / "key")).close()
 
 
 class Failing(grpc.GenericRpcHandler):
@@ -191,12 +194,15 @@ def failing_server(handler: Failing) -> Iterator[str]:
         (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Api key is used")
-def test_what_fails_on_the_server_is_said_without_its_words(code: grpc.StatusCode, error: type[Exception]) -> None:
+def test_what_fails_on_the_server_is_said_without_its_words(
+    code: grpc.StatusCode, error: type[Exception], tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("the-key\n")
+    settings = replace(SETTINGS, api_key_file=tmp_path / "key")
     handler = Failing(code)
     with failing_server(handler) as url:
-        client = connect(ServerSettings(url=url, api_key="the-key"))
-        store = ServerPairStore(client, "pictures", SIZE, SETTINGS)
+        client = connect(replace(settings, url=url))
+        store = ServerPairStore(client, "pictures", SIZE, settings)
         with pytest.raises(error, match="collection 'pictures'") as told:
             store.upsert([pair(0)], [None])
         assert "payload of somebody" not in str(told.value)
@@ -210,7 +216,7 @@ def test_what_fails_on_the_server_is_said_without_its_words(code: grpc.StatusCod
             lambda: store.contents_in_use(["a"]),
             lambda: store.delete(["a"], NOW),
             lambda: store.optimize(),
-            lambda: ServerPairStore.open(client, "pictures", settings=SETTINGS),
+            lambda: ServerPairStore.open(client, "pictures", settings=settings),
         ):
             with pytest.raises(error, match="collection 'pictures'"):
                 ask()
@@ -219,7 +225,7 @@ def test_what_fails_on_the_server_is_said_without_its_words(code: grpc.StatusCod
 
 def test_every_call_has_a_deadline() -> None:
     with failing_server(Failing(grpc.StatusCode.OK, delay_s=2.0)) as url:
-        client = connect(ServerSettings(url=url, timeout_s=1))
+        client = connect(QdrantSettings(url=url, timeout_s=1))
         begun = time.monotonic()
         with pytest.raises(DeadlineExceeded, match="in time"):
             ServerPairStore(client, "pictures", SIZE, SETTINGS).count()
@@ -230,7 +236,7 @@ def test_every_call_has_a_deadline() -> None:
 def test_a_server_that_is_not_there_is_unavailable() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        client = connect(ServerSettings(url=f"http://127.0.0.1:{taken.getsockname()[1]}", timeout_s=2))
+        client = connect(QdrantSettings(url=f"http://127.0.0.1:{taken.getsockname()[1]}", timeout_s=2))
         with pytest.raises((Unavailable, DeadlineExceeded)):
             ServerPairStore.open(client, "pictures", settings=SETTINGS)
         client.close()
@@ -254,11 +260,12 @@ def test_a_server_keeps_the_settings_of_a_collection() -> None:
 
 
 @needs_server
-@pytest.mark.filterwarnings("ignore:Api key is used")
-def test_a_server_with_keys_refuses_a_wrong_one() -> None:
-    if not SETTINGS.api_key:
-        pytest.skip("QDRANT_API_KEY is not set")
-    client = connect(replace(SETTINGS, api_key="wrong"))
+def test_a_server_with_keys_refuses_a_wrong_one(tmp_path: Path) -> None:
+    if not SETTINGS.api_key_file:
+        pytest.skip("QDRANT_API_KEY_FILE is not set")
+    (tmp_path / "key").write_text("wrong")
+    settings = replace(SETTINGS, api_key_file=tmp_path / "key")
+    client = connect(settings)
     with pytest.raises(FailedPrecondition, match="refuses the API key"):
-        ServerPairStore.open(client, "pictures", settings=SETTINGS)
+        ServerPairStore.open(client, "pictures", settings=settings)
     client.close()
