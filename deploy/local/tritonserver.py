@@ -1,0 +1,222 @@
+"""A real tritonserver as a child process: everything on 127.0.0.1, nothing of it left behind.
+
+It comes from the wheel that `make triton` installs into build/triton. Models run in the Python of this environment: the
+Python backend's stub ignores PYTHONPATH and takes the environment of the first `python3` on PATH.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from common.service.server import die_with_parent
+from deploy.local.children import ROOT, ChildFailed
+
+INSTALLED = ROOT / "build" / "triton"
+ADMIN_HEADER = "triton-grpc-protocol-admin-key"
+RESTRICTED = ("shared-memory", "model-repository", "model-config", "statistics", "trace", "logging")
+SHM = Path("/dev/shm")
+SHM_BYTES = 16 << 20  # of each model; grows by as much, and a 1024 picture takes 12 MiB on its way out
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 10.0
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class TritonSettings:
+    """How a tritonserver is started.
+
+    Attributes:
+        repository: folder of its models.
+        log: file that gets what it and its models say.
+        models: what is loaded at the start in explicit mode; in mode none it is everything, always.
+        control: `none`: the models of the start, for ever; `explicit`: who has the admin key loads and unloads.
+        exit_on_error: whether a model that cannot be loaded ends the start; without it the rest is served.
+        admin_key: what `ADMIN_HEADER` must say for all but inference, metadata and health; drawn where it is empty.
+        drain_s: seconds that live requests get once it is asked to end.
+        grpc_port, metrics_port: 0: any free one.
+    """
+
+    repository: Path
+    log: Path
+    models: tuple[str, ...] = ("*",)
+    control: Literal["none", "explicit"] = "explicit"
+    exit_on_error: bool = True
+    admin_key: str = ""
+    drain_s: int = 5
+    grpc_port: int = 0
+    metrics_port: int = 0
+
+
+class TritonServer:
+    """A running tritonserver. The kernel ends it with us: our main thread must be what starts it."""
+
+    def __init__(self, settings: TritonSettings, *, installed: Path = INSTALLED) -> None:
+        """Start it.
+
+        Raises:
+            ChildFailed: it is not installed.
+        """
+        home = installed / "pytriton" / "tritonserver"
+        if not (home / "backends" / "python" / "triton_python_backend_stub").is_file():
+            raise ChildFailed(f"tritonserver: {home} is not there or has no stub; run `make triton`")
+        self._log = settings.log
+        self._drain_s = settings.drain_s
+        self._shm_prefix = f"reimagen-{secrets.token_hex(6)}"
+        self.admin_key = settings.admin_key or secrets.token_urlsafe(16)
+        self.address = f"127.0.0.1:{settings.grpc_port or _free_port()}"
+        self.metrics_address = f"127.0.0.1:{settings.metrics_port or _free_port()}"
+        with settings.log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                [str(home / "bin" / "tritonserver"), *self._arguments(settings, home)],
+                env=_environment(installed),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                preexec_fn=partial(die_with_parent, os.getpid()),
+            )
+
+    @property
+    def pid(self) -> int:
+        """Of the server; its stubs are its children."""
+        return self._process.pid
+
+    def _arguments(self, settings: TritonSettings, home: Path) -> list[str]:
+        key, header = self.admin_key, ADMIN_HEADER.removeprefix("triton-grpc-protocol-")
+        flags = {
+            "model-repository": settings.repository.absolute(),
+            "backend-directory": home / "backends",
+            "backend-config": f"python,shm-region-prefix-name={self._shm_prefix}",
+            "model-control-mode": settings.control,
+            "strict-readiness": "true",
+            "exit-on-error": str(settings.exit_on_error).lower(),
+            "exit-timeout-secs": settings.drain_s,
+            "allow-http": "false",
+            "grpc-address": "127.0.0.1",
+            "grpc-port": self.address.rpartition(":")[2],
+            "grpc-restricted-protocol": f"{','.join(RESTRICTED)}:{header}={key}",
+            "metrics-address": "127.0.0.1",
+            "metrics-port": self.metrics_address.rpartition(":")[2],
+            "log-format": "ISO8601",
+        }
+        said = ["--disable-auto-complete-config", *(f"--{name}={value}" for name, value in flags.items())]
+        said += [
+            f"--backend-config=python,{name}={SHM_BYTES}" for name in ("shm-default-byte-size", "shm-growth-byte-size")
+        ]
+        if settings.control == "explicit":
+            said += [f"--load-model={model}" for model in settings.models]
+        return said
+
+    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until it and all its models are ready.
+
+        Raises:
+            ChildFailed: it ended, or is not ready in time; the message holds the error in its log.
+        """
+        give_up = time.monotonic() + timeout_s
+        with grpc.insecure_channel(self.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            while True:
+                if self._process.poll() is not None:
+                    raise ChildFailed(f"tritonserver: ended with status {self._process.returncode}; {self.explain()}")
+                with suppress(grpc.RpcError):
+                    if _is_serving(health):
+                        return
+                if time.monotonic() > give_up:
+                    raise ChildFailed(f"tritonserver: not ready in {timeout_s:g} s; {self.explain()}")
+                time.sleep(POLL_S)
+
+    def explain(self) -> str:
+        """The last error of its log."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        wrong = [line for line in lines if " E " in line[:40] or "unrecognized option" in line]
+        return f"its log says {wrong[-1].strip()[:500]!r}" if wrong else "its log names no error"
+
+    def stubs(self) -> list[int]:
+        """Process ids of its models' interpreters."""
+        pids: set[int] = set()
+        for children in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            with suppress(OSError):
+                pids.update(int(pid) for pid in children.read_text().split())
+        return sorted(pids)
+
+    def terminate(self) -> None:
+        """Ask it to end: live requests get `drain_s`."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def stop(self) -> None:
+        """End it, by force where asking takes too long, with its stubs and what they left in shared memory."""
+        stubs = self.stubs()
+        self.terminate()
+        try:
+            self._process.wait(self._drain_s + STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pid in stubs:
+            if _is_stub(pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for region in SHM.glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
+
+
+@contextmanager
+def running_triton(settings: TritonSettings) -> Iterator[TritonServer]:
+    """A tritonserver that is ready, for as long as the block lasts.
+
+    Raises:
+        ChildFailed: it is not installed, cannot start, or a model cannot be loaded.
+    """
+    server = TritonServer(settings)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+def _is_serving(health: health_pb2_grpc.HealthStub) -> bool:
+    answer = health.Check(health_pb2.HealthCheckRequest(), timeout=1.0)  # pyright: ignore[reportAttributeAccessIssue]
+    return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def _environment(installed: Path) -> dict[str, str]:
+    library = sysconfig.get_config_var("LIBDIR") or ""
+    libraries = [str(installed / "nvidia_pytriton.libs"), library, os.environ.get("LD_LIBRARY_PATH", "")]
+    path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    return os.environ | {
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+        "PATH": os.pathsep.join(path),
+        "TQDM_DISABLE": "1",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _is_stub(pid: int) -> bool:
+    """Whether the process is still a stub: its number may be another's by now."""
+    try:
+        return b"triton_python_backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,125 @@
+"""What Triton's Python backend runs for a U-Net: `stage_sequences.py` behind its requests and responses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
+
+from common.service.errors import InvalidArgument, ServiceError
+from generator_svc.served_stage import StageParameters, open_stage
+from generator_svc.stage_sequences import Turn
+from generator_svc.stage_tensors import StageResponse, pack_error, pack_response, unpack_request
+
+SWEEP_S = 0.5  # how long the state of a cancelled request may outlive it where no other request comes
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class TritonPythonModel:
+    """One stage."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the weights strictly and run every batch size once; an error keeps this version from becoming ready."""
+        logging.basicConfig(level=logging.INFO, format=f"{args['model_name']} %(levelname)s %(name)s %(message)s")
+        config = json.loads(args["model_config"])
+        given = {name: value["string_value"] for name, value in config["parameters"].items()}
+        folder = Path(args["model_repository"]) / args["model_version"]
+        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
+        self._metrics = _Metrics(args["model_name"], args["model_version"])
+        self._sequences, self._engine = open_stage(
+            folder,
+            args["model_version"],
+            StageParameters.from_json(given),
+            device=device,
+            on_batch=self._metrics.on_batch,
+        )
+        self._is_closing = threading.Event()
+        self._sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
+        self._sweeper.start()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Give these requests their turn."""
+        again = self._sequences.execute([_turn(request) for request in requests])
+        for request, comes_again in zip(requests, again, strict=True):
+            if comes_again:
+                request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+        self._metrics.on_live(self._sequences.num_live, self._engine.room.taken)
+
+    def finalize(self) -> None:
+        """End the sweeping thread."""
+        self._is_closing.set()
+        self._sweeper.join()
+
+    def _sweep(self) -> None:
+        while not self._is_closing.wait(SWEEP_S):
+            self._sequences.sweep()
+            self._metrics.on_live(self._sequences.num_live, self._engine.room.taken)
+
+
+def _turn(request: Any) -> Turn:
+    sender = request.get_response_sender()
+    timeout_us = request.timeout()
+    return Turn(
+        sequence=request.correlation_id(),
+        is_start=bool(request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START),
+        read=lambda: unpack_request({tensor.name(): _array(tensor) for tensor in request.inputs()}),
+        is_cancelled=sender.is_cancelled,
+        timeout_s=timeout_us / 1e6 if timeout_us else None,
+        send=partial(_send, sender),
+        send_error=partial(_send_error, sender),
+    )
+
+
+def _array(tensor: Any) -> np.ndarray:
+    # `as_numpy` reads wrong bytes under NumPy 2. The memory is Triton's until the execution ends: a copy outlives it.
+    return torch.from_dlpack(tensor).cpu().numpy().copy()
+
+
+def _send(sender: Any, response: StageResponse, is_last: bool) -> None:
+    tensors = [
+        pb_utils.Tensor.from_dlpack(name, torch.from_numpy(np.require(array, requirements=["C", "W"])))
+        for name, array in pack_response(response).items()
+    ]
+    sender.send(pb_utils.InferenceResponse(output_tensors=tensors), flags=FINAL if is_last else 0)
+
+
+def _send_error(sender: Any, error: ServiceError) -> None:
+    code = pb_utils.TritonError.INVALID_ARG if isinstance(error, InvalidArgument) else pb_utils.TritonError.UNAVAILABLE
+    said = pb_utils.TritonError(pack_error(error), code)
+    sender.send(pb_utils.InferenceResponse(error=said), flags=FINAL)
+
+
+class _Metrics:
+    """What Triton's own counters cannot say: they count requests in executions, not trajectories in passes."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self._set: dict[str, Any] = {}
+        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
+        self._families = []
+        for name, described, kind in (
+            ("reimagen_stage_passes_total", "Passes of the network.", counter),
+            ("reimagen_stage_trajectory_steps_total", "Steps of trajectories; over passes: the mean batch.", counter),
+            ("reimagen_stage_pass_seconds_total", "Time in passes.", counter),
+            ("reimagen_stage_live_requests", "Requests whose state is kept.", gauge),
+            ("reimagen_stage_live_bytes", "Bytes that they keep.", gauge),
+        ):
+            family = pb_utils.MetricFamily(name=name, description=described, kind=kind)
+            self._families.append(family)
+            self._set[name] = family.Metric(labels={"model": model, "version": version})
+
+    def on_batch(self, trajectories: int, seconds: float) -> None:
+        self._set["reimagen_stage_passes_total"].increment(1)
+        self._set["reimagen_stage_trajectory_steps_total"].increment(trajectories)
+        self._set["reimagen_stage_pass_seconds_total"].increment(seconds)
+
+    def on_live(self, requests: int, live_bytes: int) -> None:
+        self._set["reimagen_stage_live_requests"].set(requests)
+        self._set["reimagen_stage_live_bytes"].set(live_bytes)
