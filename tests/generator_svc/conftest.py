@@ -18,6 +18,7 @@ from tests.generator_svc.tiny_stack import (
     write_knowledge_base,
     write_weights,
 )
+from tests.generator_svc.triton_server import triton_repository, triton_server  # noqa: F401 (fixtures)
 
 
 @pytest.fixture(scope="session")
