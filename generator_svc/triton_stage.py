@@ -190,21 +190,24 @@ class TritonTexts:
     def __init__(
         self,
         name: str,
-        width: int,
         addresses: Sequence[str],
         *,
         policy: EndpointPolicy,
         metrics: TritonMetrics,
         on_change: Callable[[], object] = lambda: None,
     ) -> None:
-        """`name` is the one that records bear, `width` what the stages' weights read; the rest as in `TritonStage`."""
+        """`name` is the one that records bear; the rest as in `TritonStage`."""
         self.name = name
-        self.width = width
         self.endpoints: Endpoints[int] = Endpoints(
-            TEXT_ENCODER, addresses, canary=self._canary, policy=policy, metrics=metrics, on_change=on_change
+            TEXT_ENCODER, addresses, canary=ask_width, policy=policy, metrics=metrics, on_change=on_change
         )
         self._budget = RetryBudget()
         self._metrics = metrics
+
+    @property
+    def width(self) -> int:
+        """Of a token's state; 0 while no Triton serves the encoder."""
+        return next((each.told for each in self.endpoints.in_use if each.told is not None), 0)
 
     async def open(self, *, timeout_s: float) -> None:
         """Begin to watch the endpoints; returns when one is in use, or after `timeout_s`."""
@@ -222,13 +225,6 @@ class TritonTexts:
             return unpack_encoded(await endpoint.client.infer(TEXT_ENCODER, tensors, timeout_s=timeout_s))
 
         return await with_retries(self.endpoints, attempt, budget=self._budget, metrics=self._metrics, call=call)
-
-    async def _canary(self, client: TritonClient, timeout_s: float) -> int:
-        width = await ask_width(client, timeout_s)
-        if width != self.width:  # its states would be noise to the weights
-            wrong = f"the text encoder at {client.address} gives states {width} wide; {self.width} are read"
-            raise EndpointFailed(wrong, kind="other", is_down=True)
-        return width
 
 
 class _Steps:
