@@ -184,6 +184,6 @@ def _check_seed(field: str, seed: int) -> None:
 
 
 def _refuse_idle_negative(checked: CheckedOrder, reads: Mapping[int, StageReads]) -> None:
-    reading = [plan for plans in checked.stages if reads[plans[0].stage].text for plan in plans]
-    if not any(leaves_text_out(plan.guidance_rows()) for plan in reading):
-        raise InvalidArgument("negative_prompt", "would change nothing: no step of the plans leaves the prompt out")
+    reading = [plans[0] for plans in checked.stages if reads[plans[0].stage].text]
+    if not any(leaves_text_out(plan.guidance) for plan in reading):
+        raise InvalidArgument("negative_prompt", "would change nothing: guidance never leaves the prompt out")

@@ -72,8 +72,10 @@ def coefficients(guidance: Guidance, draws: np.ndarray) -> np.ndarray:
     return np.tile(row, (len(draws), 1))
 
 
-def leaves_text_out(rows: np.ndarray) -> bool:
-    """Whether any step [N, 4] asks for a prediction without the text."""
+def leaves_text_out(guidance: Guidance) -> bool:
+    """Whether some step, whatever is drawn for it, asks for a prediction without the text."""
+    text_step, neighbor_step = 0.0, np.nextafter(1.0, 0.0)
+    rows = coefficients(guidance, np.array([text_step, neighbor_step]))
     return bool(np.any(rows[:, [not text for text, _ in BRANCHES]]))
 
 

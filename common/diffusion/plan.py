@@ -76,14 +76,10 @@ class Plan:
         """Times of the steps' starts, evenly from `start_time` downwards [N]; the last step ends at 0."""
         return np.linspace(self.start_time, 0.0, self.steps + 1)[:-1]
 
-    def guidance_rows(self) -> np.ndarray:
-        """The guidance coefficients of each step [N, 4]."""
-        draws = generator(self.seed, self.stage, self.sample, "branches").random(self.steps)
-        return coefficients(self.guidance, draws)
-
     def table(self) -> StepTable:
         """The steps' numbers."""
-        return make_table(self.sampler, log_snr(self.schedule, self.times()), self.guidance_rows())
+        draws = generator(self.seed, self.stage, self.sample, "branches").random(self.steps)
+        return make_table(self.sampler, log_snr(self.schedule, self.times()), coefficients(self.guidance, draws))
 
     def start(self, picture: np.ndarray | None = None) -> np.ndarray:
         """x_t at `start_time`, float32 [3, stage, stage]: noise, or alpha x + sigma eps of `picture`, in [-1, 1].

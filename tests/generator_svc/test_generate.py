@@ -36,32 +36,8 @@ from client.generator import (
 )
 from common.images import decode_rgb
 from generator_svc.picture_files import CHUNK
+from tests.generator_svc.asking import PROMPT, QUICK, REQUEST, SIZES, TIMEOUT_S, draw, images, record
 from tests.generator_svc.tiny_stack import TINY_UNETS, Host, Service
-
-TIMEOUT_S = 60.0
-SIZES = (64, 256, 1024)
-PROMPT = "a guide dog, noto style, on a blue background"
-REQUEST = GenerationRequest(
-    prompt=PROMPT, seed=7, every_stage=True, stages=tuple(StageOverrides(stage=size, steps=2) for size in SIZES)
-)
-QUICK = replace(REQUEST, stop_at=64, stages=REQUEST.stages[:1])
-
-
-def draw(client: GeneratorClient, request: GenerationRequest) -> list[Event]:
-    """All events of a request."""
-    return list(client.generate(request, timeout_s=TIMEOUT_S))
-
-
-def images(events: list[Event]) -> list[bytes]:
-    """The finished pictures among events."""
-    return [event.image for event in events if isinstance(event, Image)]
-
-
-def record(events: list[Event]) -> Any:
-    """The record at the end of events."""
-    last = events[-1]
-    assert isinstance(last, Done)
-    return last.record
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

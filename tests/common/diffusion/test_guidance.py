@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.diffusion.guidance import BRANCHES, MAX_WEIGHT, STRATEGIES, Guidance, coefficients, mix
+from common.diffusion.guidance import (
+    BRANCHES,
+    MAX_WEIGHT,
+    STRATEGIES,
+    Guidance,
+    Strategy,
+    coefficients,
+    leaves_text_out,
+    mix,
+)
 from common.diffusion.parameterization import diffuse, target, to_x0
 
 WEIGHTS = st.floats(0.0, MAX_WEIGHT)
@@ -108,3 +117,24 @@ def test_mix_reads_only_columns_that_were_run() -> None:
 def test_bad_values_are_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"guidance\.{name}: .*{value!s}"):
         guidance(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "text_weight", "eta", "expected"),
+    [
+        ("joint", 1.0, 0.5, False),
+        ("joint", 2.0, 0.5, True),
+        ("weighted", 2.0, 0.5, True),
+        ("weighted", 1.0, 0.5, False),
+        ("weighted", 2.0, 0.0, False),
+        ("interleaved", 2.0, 0.001, True),
+        ("interleaved", 2.0, 0.0, False),
+        ("interleaved", 2.0, 1.0, True),
+        ("interleaved", 1.0, 0.5, False),
+    ],
+)
+def test_whether_guidance_ever_leaves_the_text_out(
+    strategy: Strategy, text_weight: float, eta: float, expected: bool
+) -> None:
+    guidance = Guidance(strategy=strategy, text_weight=text_weight, neighbor_weight=3.0, eta=eta)
+    assert leaves_text_out(guidance) == expected
