@@ -8,26 +8,24 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from common.corpus import Facet
 from common.images import ImageError
 from common.pictures import take_in
-from common.service.errors import DataLoss, InvalidArgument, NotFound, ServiceError, Unavailable
+from common.service.errors import DataLoss, DeadlineExceeded, InvalidArgument, NotFound, ServiceError, Unavailable
 from retrieval_svc.embedding import Embedder
 from retrieval_svc.in_flight import InFlight
 from retrieval_svc.knowledge_base_folder import Bm25, Parts, make_folder, num_bytes, open_parts
 from retrieval_svc.manifest import BM25, PAIRS, Manifest, fitting_manifest
 from retrieval_svc.new_pairs import UriReader
 from retrieval_svc.pair_writer import PairWriter
-from retrieval_svc.pairs import Change, NewPair, PairFilter, StoredPair, Upserted
+from retrieval_svc.pairs import Change, NewPair, PairFilter, Scored, StoredPair, Upserted
 from retrieval_svc.query_vector import PictureEmbedder
 from retrieval_svc.replica_feed import TOMBSTONES_KEPT_NS
-from retrieval_svc.retrieval import Method, Neighbor, Query, Retrieval
+from retrieval_svc.retrieval import Method, Neighbor, Query, Retrieval, Stats, WholePair
 from retrieval_svc.search import Searcher, SearchResult
 from retrieval_svc.snapshot import SnapshotError, SnapshotReport, write_snapshot
 from retrieval_svc.vectors import VectorSettings
@@ -38,35 +36,6 @@ LEG_THREADS = 4
 
 _EVERYTHING = PairFilter()
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stats:
-    """Sizes and state.
-
-    Attributes:
-        num_indexed_pairs: those that the lexical index holds; equal to num_pairs once it has caught up.
-        disk_bytes: of all files of the knowledge base.
-        stored_generation, index_generation: versions of the newest change stored, and of the newest that BM25 sees.
-    """
-
-    num_pairs: int
-    num_embeddings: int
-    num_indexed_pairs: int
-    num_images: int
-    image_bytes: int
-    disk_bytes: int
-    stored_generation: int
-    index_generation: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class WholePair:
-    """A stored pair; `image` is empty, and `embedding` (float32 [D]) None, where not asked for or not there."""
-
-    pair: StoredPair
-    image: bytes = b""
-    embedding: np.ndarray | None = None
 
 
 class KnowledgeBase:
@@ -200,7 +169,8 @@ class KnowledgeBase:
                 result = self._searcher.search(
                     query, manifest=manifest, vocabulary=vocabulary, is_current=partial(_is_current, recent, gone)
                 )
-                neighbors = self._neighbors(query, result, gone)
+                failed_legs = dict(result.failed_legs)
+                neighbors = self._neighbors(query, result, gone, failed_legs)
                 if neighbors is not None:
                     return Retrieval(
                         neighbors=tuple(neighbors),
@@ -209,7 +179,7 @@ class KnowledgeBase:
                         shortfall_reason=result.shortfall_reason,
                         generation=stored if query.method is Method.CLIP else min(stored, seen),
                         fingerprint=_fingerprint(manifest, stored, seen),
-                        failed_legs=result.failed_legs,
+                        failed_legs=failed_legs,
                         leg_seconds=result.leg_seconds,
                     )
 
@@ -345,14 +315,18 @@ class KnowledgeBase:
                 f"knowledge base {self.name!r}: BM25 cannot keep up with the changes ({error})"
             ) from error
 
-    def _neighbors(self, query: Query, result: SearchResult, gone: set[tuple[str, int]]) -> list[Neighbor] | None:
+    def _neighbors(
+        self, query: Query, result: SearchResult, gone: set[tuple[str, int]], failed_legs: dict[Method, str]
+    ) -> list[Neighbor] | None:
         """The results with their pictures; None, and more is `gone`, where pairs have vanished during the search."""
         num_gone = len(gone)
         pairs = [found.pair for found in result.found]
         if self._feed and pairs:
-            there = self.store.get([pair.pair_id for pair in pairs])
-            current = {scored.pair.pair_id: scored.pair.version for scored in there.values()}
-            gone |= {(p.pair_id, p.version) for p in pairs if current.get(p.pair_id) != p.version}
+            try:
+                there = self.store.get([pair.pair_id for pair in pairs])
+                gone |= {(p.pair_id, p.version) for p in pairs if not _holds(there, p)}
+            except (Unavailable, DeadlineExceeded) as error:  # what this replica knows is better than nothing
+                failed_legs.setdefault(Method.CLIP, error.description)
         neighbors: list[Neighbor] = []
         for rank, found in enumerate(result.found, start=1):
             pair = found.pair
@@ -383,8 +357,12 @@ class KnowledgeBase:
         return (replace(pair, image_format=picture.format), picture.image) if picture else (pair, b"")
 
     def _is_still_there(self, pair: StoredPair) -> bool:
-        there = self.store.get([pair.pair_id]).get(pair.pair_id)
-        return there is not None and there.pair.version == pair.version
+        return _holds(self.store.get([pair.pair_id]), pair)
+
+
+def _holds(there: Mapping[str, Scored], pair: StoredPair) -> bool:
+    found = there.get(pair.pair_id)
+    return found is not None and found.pair.version == pair.version
 
 
 def _is_current(recent: Mapping[str, int], gone: set[tuple[str, int]], pair: StoredPair) -> bool:

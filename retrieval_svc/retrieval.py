@@ -101,3 +101,32 @@ class Retrieval:
     fingerprint: str
     failed_legs: Mapping[Method, str] = field(default_factory=dict)
     leg_seconds: Mapping[Method, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Sizes and state.
+
+    Attributes:
+        num_indexed_pairs: those that the lexical index holds; equal to num_pairs once it has caught up.
+        disk_bytes: of all files of the knowledge base.
+        stored_generation, index_generation: versions of the newest change stored, and of the newest that BM25 sees.
+    """
+
+    num_pairs: int
+    num_embeddings: int
+    num_indexed_pairs: int
+    num_images: int
+    image_bytes: int
+    disk_bytes: int
+    stored_generation: int
+    index_generation: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholePair:
+    """A stored pair; `image` is empty, and `embedding` (float32 [D]) None, where not asked for or not there."""
+
+    pair: StoredPair
+    image: bytes = b""
+    embedding: np.ndarray | None = None

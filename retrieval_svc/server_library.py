@@ -17,7 +17,7 @@ from retrieval_svc.new_pairs import UriReader
 from retrieval_svc.replica import Server, manifest_on, open_replica, replica_id
 from retrieval_svc.vectors_server import ServerPairStore
 
-FOLLOW_S = 1.0  # how often it looks which knowledge bases there are
+FOLLOW_S = 0.5  # how often it looks which knowledge bases there are
 _LOG = logging.getLogger(__name__)
 
 

@@ -32,7 +32,7 @@ class StandIn:
         self.faults: dict[str, grpc.StatusCode] = {}
         self.calls: list[str] = []
         self.created: dict[str, Any] = {}
-        self._keys = keys
+        self.keys = keys
         self._one_at_a_time = threading.Lock()
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -62,7 +62,7 @@ class StandIn:
 
     def _handler(self, method: str, kind: Any, answer: Callable[[Any], Any]) -> grpc.RpcMethodHandler:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
-            if self._keys and dict(context.invocation_metadata()).get("api-key") not in self._keys:
+            if self.keys and dict(context.invocation_metadata()).get("api-key") not in self.keys:
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "Invalid API key")
             if method in self.faults:
                 context.abort(self.faults[method], f"{method} fails")

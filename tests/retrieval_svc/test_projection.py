@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from retrieval_svc import projection as projections
+from retrieval_svc import replica_feed
 from retrieval_svc.bm25 import TantivyIndex
 from retrieval_svc.pairs import Change, Lookup, StoredPair, point_of
 from retrieval_svc.projection import Projection
+from retrieval_svc.replica_feed import ChangeFeed, ReplicaProjection
 
 
 class HistoryStore:
@@ -215,6 +217,39 @@ def test_a_store_that_others_write_is_polled_and_read_with_an_overlap() -> None:
         until(lambda: store.num_reads > num_reads + 3)
     assert index.applied == [[1000], [950], [2000]], "nothing is written twice"
     assert index.generation == 2000
+
+
+def test_a_replica_looks_far_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that took its time: it comes in seconds below the newest version."""
+    monkeypatch.setattr(replica_feed, "WIDE_EVERY_S", 0.05)
+    store, index = HistoryStore(), CountingIndex()
+    heard: list[int] = []
+    feed = ChangeFeed(index)
+    feed.before = lambda changes: heard.extend(change.version for change in changes)
+    now = 100 * replica_feed.NARROW_NS
+    store.upsert("a", "cat", now)
+    projection = ReplicaProjection(store, feed, poll_s=0.01, write_timeout_s=10.0)  # type: ignore[arg-type]
+    try:
+        until(lambda: index.applied == [[now]])
+        store.upsert("narrow", "cat", now - replica_feed.NARROW_NS // 2)
+        store.upsert("wide", "cat", now - 5 * replica_feed.NARROW_NS)
+        until(lambda: sum(map(len, index.applied)) == 3)
+        num_reads = store.num_reads
+        until(lambda: store.num_reads > num_reads + 20)
+    finally:
+        projection.close()
+    assert sorted(heard) == sorted(version for batch in index.applied for version in batch), "nothing is written twice"
+
+
+def test_a_feed_without_an_index_keeps_its_place() -> None:
+    store, heard = HistoryStore(), []
+    feed = ChangeFeed(None, generation=5)
+    feed.after = lambda: heard.append(feed.generation)
+    store.upsert("b", "cat", 9)
+    projection = ReplicaProjection(store, feed, poll_s=0.01, write_timeout_s=1.0)  # type: ignore[arg-type]
+    until(lambda: feed.generation == 9)
+    projection.close()
+    assert heard == [9]
 
 
 def test_rebuilding_forgets_what_the_store_no_longer_remembers(tmp_path: Path) -> None:
