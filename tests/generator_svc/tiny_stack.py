@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -34,6 +34,8 @@ from retrieval_svc.settings import RetrievalSettings
 STYLES = ("noto", "twemoji", "openmoji")
 ENTITIES = ("guide dog", "red apple", "steam locomotive", "old oak tree")
 START_TIMEOUT_S = 60.0
+
+T = TypeVar("T")
 
 TINY_64 = UNetConfig(
     patch=4,
@@ -142,6 +144,10 @@ class Host:
         finally:
             self._loop.call_soon_threadsafe(stop.set)
             ended.result(START_TIMEOUT_S)
+
+    def call(self, work: Coroutine[Any, Any, T], timeout_s: float = START_TIMEOUT_S) -> T:
+        """What a coroutine gives in this loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
     def close(self) -> None:
         """End the thread."""
