@@ -120,6 +120,7 @@ class Pipeline:
                 async for finished in _finished(checked, size, pictures):
                     yield finished
             assert pictures is not None, "an order has at least one stage"
+            self._check_drawn(checked, seats)
             infos = {size: seat.info for size, seat in seats.items()}
             common = order_record(checked, retrieved, infos=infos, text_encoder=self.text_encoder)
             with clock.time("encode_pictures"):
@@ -140,10 +141,14 @@ class Pipeline:
             num_neighbors=checked.num_neighbors,
         )
         seats = {size: await held.enter_async_context(self._stages[size].reserve(needs)) for size in checked.sizes}
+        self._check_drawn(checked, seats)
+        return seats
+
+    def _check_drawn(self, checked: CheckedOrder, seats: Mapping[int, StageSeat]) -> None:
+        """A record is drawn again with its own weights: asked before the work, and after it, since they can be replaced."""
         if checked.recorded is not None:
             served = {size: seat.info.weights_sha256 for size, seat in seats.items()}
             check_weights(checked.recorded, served, self.text_encoder)
-        return seats
 
     async def _encode(self, order: Order, retrieved: Retrieved, call: Call) -> tuple[OrderTexts, EncodedTexts]:
         captions = tuple(neighbor.caption for neighbor in retrieved.neighbors)

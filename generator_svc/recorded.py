@@ -176,8 +176,11 @@ def _neighbor(part: _Part) -> RecordedNeighbor:
         raise _refused("neighbors: a score is not finite")
     if (rank := part.take("rank", int)) not in range(1, MAX_NEIGHBORS + 1):
         raise _refused(f"neighbors: the rank {rank} is not between 1 and {MAX_NEIGHBORS}")
+    pair_id, is_reference = part.text("pair_id"), part.take("is_reference", bool)
+    if not (pair_id or is_reference):
+        raise _refused("neighbors: a retrieved pair has no pair_id")
     return RecordedNeighbor(
-        pair_id=part.text("pair_id"),
+        pair_id=pair_id,
         caption=part.text("caption"),
         entity=part.text("entity"),
         image_sha256=part.text("image_sha256"),
@@ -187,7 +190,7 @@ def _neighbor(part: _Part) -> RecordedNeighbor:
         license=part.text("license"),
         score=score,
         rank=rank,
-        is_reference=part.take("is_reference", bool),
+        is_reference=is_reference,
     )
 
 
