@@ -224,9 +224,9 @@ EFFECT = '<filter id="f">{}</filter><rect width="8" height="8" filter="url(#f)"/
     ],
 )
 def test_an_svg_that_would_do_harm_is_refused_at_once(svg: str, reason: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()  # not the clock on the wall: others may have the machine
     assert reason in refusal(svg.encode())
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_marker_counts_at_each_point() -> None:
