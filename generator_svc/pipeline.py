@@ -12,6 +12,7 @@ import numpy as np
 
 from common.diffusion.plan import Plan
 from common.images import to_unit
+from common.pictures import Picture
 from common.stages import stage as stage_spec
 from common.text import MAX_TOKENS
 from generator_svc.call import Call
@@ -95,6 +96,7 @@ class Pipeline:
             held.enter_context(clock.time("total"))
             seats = await self._admit(checked, held)
             yield Accepted(prompt=checked.order.prompt, seeds=checked.seeds, stages=checked.sizes)
+            begun_with = await asyncio.to_thread(_begin_with, checked.order)
             with clock.time("retrieve"):
                 retrieved = await self._neighbors.find(checked, call)
             if retrieved.degraded_reason and checked.recorded is None:
@@ -107,7 +109,7 @@ class Pipeline:
                 size = plans[0].stage
                 yield StageStarted(stage=size, steps=plans[0].steps)
                 with clock.time(f"stage_{size}"), self._metrics.stage_s.labels(size).time():
-                    start = await asyncio.to_thread(_start, checked.order, plans, pictures)
+                    start = await asyncio.to_thread(_start, begun_with, plans, pictures)
                     shown = await asyncio.to_thread(_shown, seats[size].info, retrieved.neighbors)
                     inputs = make_inputs(seats[size].info.unet, size, texts, encoded, shown, start)
                     progress, every = Progress(), checked.order.preview_every
@@ -160,17 +162,21 @@ def _reads(info: StageInfo) -> StageReads:
     return StageReads(text=info.unet.text_width > 0, neighbors=info.unet.uses_neighbors)
 
 
-def _start(order: Order, plans: Sequence[Plan], before: np.ndarray | None) -> Start:
+def _begin_with(order: Order) -> Picture | None:
+    """The caller's picture to begin with."""
+    return None if order.start_from is None else read("start_from.image", order.start_from.image)
+
+
+def _start(begun_with: Picture | None, plans: Sequence[Plan], before: np.ndarray | None) -> Start:
     """What a stage begins with: what the stage before made, or the caller's picture."""
-    if before is not None or order.start_from is None:
+    if before is not None or begun_with is None:
         return Start(low_res=before)
-    spec, picture = stage_spec(plans[0].stage), read("start_from.image", order.start_from.image)
-    low_res = start = None
+    spec, low_res, start = stage_spec(plans[0].stage), None, None
     if spec.low_res_size:
-        small = np.moveaxis(to_unit(small_square(picture, spec.size, spec.scale)), -1, 0)
+        small = np.moveaxis(to_unit(small_square(begun_with, spec.size, spec.scale)), -1, 0)
         low_res = np.repeat(small[None], len(plans), 0)
     if plans[0].start_time < 1.0:
-        start = np.moveaxis(to_unit(square(picture, spec.size)), -1, 0)[None]
+        start = np.moveaxis(to_unit(square(begun_with, spec.size)), -1, 0)[None]
     return Start(low_res=low_res, picture=start)
 
 
