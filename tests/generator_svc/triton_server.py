@@ -118,7 +118,7 @@ class Admin:
     def load(self, model: str) -> str:
         """Ask for a model's newest version; gives the error, or nothing."""
         try:
-            self._client.load_model(model, headers=self._headers)
+            self._client.load_model(model, headers=self._headers, client_timeout=TIMEOUT_S)
         except InferenceServerException as error:
             return str(error.message())
         return ""

@@ -11,6 +11,7 @@ import torch
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
 from common.service.errors import InvalidArgument
+from generator_svc.orphan_watch import end_with_server
 from generator_svc.served_texts import ServedTexts
 from generator_svc.stage_tensors import pack_encoded, pack_error, unpack_texts
 
@@ -20,6 +21,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load it and encode once; an error keeps this version from becoming ready."""
+        end_with_server()
         parameters = json.loads(args["model_config"])["parameters"]
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         folder = Path(args["model_repository"]) / args["model_version"]

@@ -15,6 +15,7 @@ import torch
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
 from common.service.errors import InvalidArgument, ServiceError
+from generator_svc.orphan_watch import end_with_server
 from generator_svc.served_stage import StageParameters, open_stage
 from generator_svc.stage_sequences import Turn
 from generator_svc.stage_tensors import StageResponse, pack_error, pack_response, unpack_request
@@ -28,6 +29,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the weights strictly and run every batch size once; an error keeps this version from becoming ready."""
+        end_with_server()
         logging.basicConfig(level=logging.INFO, format=f"{args['model_name']} %(levelname)s %(name)s %(message)s")
         config = json.loads(args["model_config"])
         given = {name: value["string_value"] for name, value in config["parameters"].items()}
@@ -54,14 +56,15 @@ class TritonPythonModel:
         self._metrics.on_live(self._sequences.num_live, self._engine.room.taken)
 
     def finalize(self) -> None:
-        """End the sweeping thread."""
+        """End the sweeping thread; where Triton is gone it may hang in a question to it, and is left behind."""
         self._is_closing.set()
-        self._sweeper.join()
+        self._sweeper.join(SWEEP_S)
 
     def _sweep(self) -> None:
         while not self._is_closing.wait(SWEEP_S):
-            self._sequences.sweep()
-            self._metrics.on_live(self._sequences.num_live, self._engine.room.taken)
+            if self._sequences.num_live:
+                self._sequences.sweep()
+                self._metrics.on_live(self._sequences.num_live, self._engine.room.taken)
 
 
 def _turn(request: Any) -> Turn:
