@@ -76,7 +76,7 @@ class GeneratorSettings(ServerSettings):
         default=1.0, help="seconds between canaries to a Triton that nothing else is heard of"
     )
     triton_canary_timeout_s: float = setting(
-        default=1.5, help="seconds that a canary may take; a step of the slowest stage takes less"
+        default=1.25, help="seconds that a canary may take; a step of the slowest stage takes less"
     )
     triton_patience_s: float = setting(
         default=60.0, help="seconds that a stage of a request without a deadline waits for a Triton"
@@ -167,7 +167,7 @@ def _serve(flags: dict[str, object]) -> None:
     registry = process_registry("generator", revision=settings.revision)
     health = Health()
     opening = partial(opened, settings, registry, health=health)
-    asyncio.run(serve(settings, opened=opening, registry=registry, health=health))
+    asyncio.run(serve(settings, opened=opening, registry=registry, name="generator", health=health))
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ from common.service.errors import (
     ServiceError,
     Unavailable,
 )
+from common.service.tracing import trace_metadata
 from generator_svc.neighbors import Neighbor, Retrieved
 from generator_svc.order import Order
 
@@ -93,7 +94,9 @@ class RetrievalClient:
             exclude_exact=order.exclude_exact,
         )
         try:
-            response = await self._stub.Retrieve(request, timeout=timeout_s, metadata=self._metadata)
+            response = await self._stub.Retrieve(
+                request, timeout=timeout_s, metadata=(*self._metadata, *trace_metadata())
+            )
         except grpc.aio.AioRpcError as error:
             raise self._explain(error, timeout_s) from error
         # A pair may be stored by its address alone, which is nothing that a network can look at.
@@ -115,7 +118,9 @@ class RetrievalClient:
         """
         request = kb_pb.GetPairRequest(knowledge_base=knowledge_base, pair_id=pair_id, include_image=True)
         try:
-            response = await self._knowledge_bases.GetPair(request, timeout=timeout_s, metadata=self._metadata)
+            response = await self._knowledge_bases.GetPair(
+                request, timeout=timeout_s, metadata=(*self._metadata, *trace_metadata())
+            )
         except grpc.aio.AioRpcError as error:
             raise self._explain(error, timeout_s) from error
         return _neighbor(response.pair, score=0.0, rank=0)

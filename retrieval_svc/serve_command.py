@@ -53,7 +53,7 @@ def serve_library(flags: argparse.Namespace) -> None:
     configure_logs(service="retrieval", level=settings.log_level, style=settings.log_style)
     registry = process_registry("retrieval", revision=settings.revision)
     opening = partial(opened, settings, registry)
-    asyncio.run(serve(settings, opened=opening, registry=registry, admin_methods=ADMIN_METHODS))
+    asyncio.run(serve(settings, opened=opening, registry=registry, name="retrieval", admin_methods=ADMIN_METHODS))
 
 
 @asynccontextmanager

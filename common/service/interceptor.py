@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -25,6 +25,7 @@ from common.service.keys import ApiKeys
 from common.service.metrics import RpcMetrics
 from common.service.redaction import redacted_trace
 from common.service.status import status_of
+from common.service.tracing import CallSpan, Tracing
 
 START_RETRY_S = 1.0
 OVERLOAD_RETRY_S = 0.5
@@ -66,6 +67,7 @@ class _Call:
     request: Any = None
     started: float = field(default_factory=time.perf_counter)
     code: str = "OK"
+    span: CallSpan | None = None
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -76,9 +78,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(
-        self, metrics: RpcMetrics, limits: CallLimits, *, keys: ApiKeys, admin_methods: frozenset[str] = frozenset()
+        self,
+        metrics: RpcMetrics,
+        limits: CallLimits,
+        *,
+        keys: ApiKeys,
+        admin_methods: frozenset[str] = frozenset(),
+        tracing: Tracing | None = None,
     ) -> None:
-        """`admin_methods` ("/package.Service/Method") need an admin key, where keys are asked for."""
+        """`admin_methods` ("/package.Service/Method") need an admin key, where keys are asked for. `tracing` None: no spans."""
         self.ready = False
         self.idle = asyncio.Event()
         self.idle.set()
@@ -87,6 +95,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._limits = limits
         self._keys = keys
         self._admin_methods = admin_methods
+        self._tracing = tracing
 
     async def intercept_service(
         self,
@@ -197,6 +206,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _observe(self, call: _Call) -> AsyncIterator[None]:
+        metadata: Any = call.context.invocation_metadata() or ()
+        with self._tracing.call(call.method, metadata) if self._tracing else nullcontext() as call.span:
+            async with self._counted(call):
+                yield
+
+    @asynccontextmanager
+    async def _counted(self, call: _Call) -> AsyncIterator[None]:
         label = call.method.removeprefix("/")
         in_flight = self._metrics.in_flight.labels(label)
         self._metrics.started.labels(label).inc()
@@ -228,6 +244,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         elapsed_s = time.perf_counter() - call.started
         self._metrics.duration_s.labels(call.method.removeprefix("/"), call.code).observe(elapsed_s)
         line = {"method": call.method, "code": call.code, "latency_ms": round(elapsed_s * 1e3, 2)}
+        if call.span:
+            call.span.end(call.code)
+            line["trace_id"] = call.span.trace_id
         log.info("call", extra=line)
 
 

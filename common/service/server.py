@@ -25,6 +25,7 @@ from common.service.interceptor import CallInterceptor, CallLimits
 from common.service.keys import ApiKeys
 from common.service.metrics import MetricsEndpoint, RpcMetrics
 from common.service.tls import TlsFiles
+from common.service.tracing import Tracing
 
 UNIX = "unix:"
 _MAX_UNIX_PATH_BYTES = 107  # sun_path of sockaddr_un is 108 bytes on Linux, with the closing zero
@@ -67,6 +68,12 @@ class ServerSettings:
         default=None, help="API keys, one a line, that may change things too"
     )
     revision: str = setting(default="unknown", help="revision of the source that runs, for reimagen_build_info")
+    trace_endpoint: str | None = setting(
+        default=None, help="http(s)://HOST:PORT of a collector of traces (OTLP over gRPC); empty: nothing is traced"
+    )
+    trace_sample_ratio: float = setting(
+        default=1.0, help="part of the traces that begin here which is recorded; a caller's trace follows the caller"
+    )
     parent_pid: int = setting(default=0, help="end when the process with this id, which started us, ends; 0: stay")
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         default="info", help="debug, info, warning or error"
@@ -79,6 +86,7 @@ async def serve(
     *,
     opened: Opened,
     registry: CollectorRegistry,
+    name: str = "reimagen",
     admin_methods: frozenset[str] = frozenset(),
     announce: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
@@ -93,6 +101,7 @@ async def serve(
         settings: where to listen, and the limits.
         opened: called with the server, gives a context in which the services live: on entry it opens what
             they need, registers them, and gives their full names; on exit it closes what it opened.
+        name: of the service, in traces.
         registry: where the counts of calls go, and what the metrics endpoint shows.
         admin_methods: full names ("/package.Service/Method") of methods that need an admin key, where keys are asked for.
         announce: called once, when serving, with the address a client dials; prints "ready ADDRESS" when not
@@ -101,10 +110,11 @@ async def serve(
         health: what health calls are answered from, for services that tell it of what they depend on.
 
     Raises:
-        ConfigError: the address, the TLS files or the files of keys cannot be used.
+        ConfigError: the address, the TLS files, the files of keys or the trace endpoint cannot be used.
         OSError: the metrics port is taken.
     """
     stop = stop or asyncio.Event()
+    tracing = _tracing(settings, name)
     interceptor = CallInterceptor(
         RpcMetrics(registry),
         CallLimits(
@@ -115,6 +125,7 @@ async def serve(
         ),
         keys=ApiKeys(read=settings.read_keys_file, admin=settings.admin_keys_file),
         admin_methods=admin_methods,
+        tracing=tracing,
     )
     server = grpc.aio.server(
         interceptors=[interceptor],
@@ -131,6 +142,8 @@ async def serve(
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)
     host, address = _bind(server, settings)
     async with AsyncExitStack() as stack:
+        if tracing:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
         if settings.metrics_port:
             endpoint = MetricsEndpoint(registry, host=host, port=settings.metrics_port)
             stack.callback(endpoint.close)
@@ -191,6 +204,17 @@ def _bind(server: grpc.aio.Server, settings: ServerSettings) -> tuple[str, str]:
     return host.strip("[]"), f"{host}:{port}"
 
 
+def _tracing(settings: ServerSettings, name: str) -> Tracing | None:
+    if not settings.trace_endpoint:
+        return None
+    return Tracing(
+        service=name,
+        endpoint=settings.trace_endpoint,
+        sample_ratio=settings.trace_sample_ratio,
+        revision=settings.revision,
+    )
+
+
 async def _drain(server: grpc.aio.Server, idle: asyncio.Event, grace_s: float) -> None:
     """Refuse new calls and finish those under way, but wait for no client that merely stays connected."""
     stopping = asyncio.create_task(server.stop(grace_s))
@@ -200,6 +224,8 @@ async def _drain(server: grpc.aio.Server, idle: asyncio.Event, grace_s: float) -
     await asyncio.wait({stopping}, timeout=min(grace_s, _FLUSH_S))
     await server.stop(0)
     await stopping
+    with suppress(TimeoutError):  # calls that were cut are cancelled, and counted, a moment later
+        await asyncio.wait_for(idle.wait(), _FLUSH_S)
 
 
 def _stop_on_signals(stop: asyncio.Event, stack: AsyncExitStack) -> None:
