@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.text import MAX_TOKENS
 from common.unet.condition import Condition
 from common.unet.unet import UNet
 
@@ -19,6 +18,7 @@ COMPILERS: tuple[Compiler, ...] = ("none", "inductor", "graphs")
 MODES = {"inductor": "default", "graphs": "reduce-overhead"}
 PASSES = (1, 2, 3)  # guidance asks for so many rows of a trajectory
 NEIGHBORS = (0, 1, 2, 4, 8, 16)
+TOKENS = 16  # texts are padded to multiples of this
 RECOMPILES = 256  # shapes are few, and all are wanted
 
 Forward = Callable[[Tensor, Tensor, Condition], Tensor]
@@ -65,7 +65,7 @@ def _at_least(count: int, sizes: Sequence[int]) -> int:
 
 def _padded(condition: Condition) -> Condition:
     length, count = condition.text_mask.shape[1], condition.neighbor_mask.shape[1]
-    texts = _at_least(length, (0, MAX_TOKENS)) - length
+    texts = -length % TOKENS
     neighbors = _at_least(count, NEIGHBORS) - count
     sizes = [key.shape[2] // max(count, 1) for key, _ in condition.neighbors]
     pictures = neighbors if condition.pictures.shape[1] else 0

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.text import TextEncoder
 from common.unet.config import UNetConfig
+
+if TYPE_CHECKING:  # a served stage has no use for transformers: half of its start, 60 MB
+    from common.text import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
