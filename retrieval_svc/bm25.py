@@ -11,7 +11,6 @@ version of the last one. What is lost between the two is written again, which ch
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -23,7 +22,17 @@ from pathlib import Path
 import tantivy
 
 from retrieval_svc.bm25_files import Cursor, check_files, move_aside, read_cursor, system_error, write_cursor
-from retrieval_svc.bm25_search import NUM_LEVELS, RAW_FIELDS, THINNING, LexicalSearch, facet_term, flag, load, term
+from retrieval_svc.bm25_search import (
+    NUM_LEVELS,
+    RAW_FIELDS,
+    THINNING,
+    LexicalSearch,
+    facet_term,
+    flag,
+    load,
+    pair_bytes,
+    term,
+)
 from retrieval_svc.pairs import Change, Lookup, Scored, StoredPair
 from retrieval_svc.words import STEMS, WORDS, name_key, plain, tie_of
 
@@ -199,9 +208,7 @@ def _document(point: str, pair: StoredPair, epoch: int) -> tantivy.Document:
         document.add_text("level", str(level))
         level += 1
     document.add_unsigned("tie", tie)  # `Document(tie=7)` would make a signed integer, and that kills the writer
-    fields = {**vars(pair), "facets": dict(pair.facets), "attributes": dict(pair.attributes)}
-    stored = json.dumps({name: value for name, value in fields.items() if value}, ensure_ascii=False)
-    document.add_bytes("payload", stored.encode())
+    document.add_bytes("payload", pair_bytes(pair))
     return document
 
 

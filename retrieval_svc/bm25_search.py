@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 
+import msgspec
 import tantivy
 
 from retrieval_svc.pairs import Lookup, PairFilter, Scored, StoredPair, point_of
@@ -18,7 +18,7 @@ _SCORE_DECIMALS = 4
 _SAME_SCORE = 5e-5  # Tantivy adds up the words of a document in no fixed order: equal scores differ in their last bits
 _TIE_ROOM = 3  # so many times the limit is asked for at first: most ties end within it
 _TIE_WINDOW = 8  # a tie is read whole up to so many times the limit; a longer one is thinned out by its hash
-_NOTHING = {"caption": "", "entity": ""}  # fields without a default; empty ones are not stored
+_PAIR = msgspec.json.Decoder(StoredPair)
 
 _Clauses = list[tuple[tantivy.Occur, tantivy.Query]]
 _Hit = tuple[float, tantivy.DocAddress]
@@ -162,10 +162,17 @@ def _filter_clauses(schema: tantivy.Schema, wanted: PairFilter) -> _Clauses:
     return clauses + [(tantivy.Occur.MustNot, any_of(field, values)) for field, values in excluded if values]
 
 
+def pair_bytes(pair: StoredPair) -> bytes:
+    """The pair as a document holds it; what is empty takes no room."""
+    needed = {"caption", "entity"}
+    fields = {**vars(pair), "facets": dict(pair.facets), "attributes": dict(pair.attributes)}
+    return msgspec.json.encode({name: value for name, value in fields.items() if value or name in needed})
+
+
 def load(searcher: tantivy.Searcher, address: tantivy.DocAddress) -> StoredPair:
     """The pair of a document."""
     (stored,) = searcher.doc(address)["payload"]
-    return StoredPair(**{**_NOTHING, **json.loads(bytes(stored).decode())})
+    return _PAIR.decode(stored)
 
 
 def term(schema: tantivy.Schema, field: str, text: str) -> tantivy.Query:

@@ -158,8 +158,9 @@ class Shard:
         limit: int,
         exact: bool,
         with_embeddings: bool,
+        fields: Sequence[str] = (),
     ) -> list[Found]:
-        """The best points for an embedding, or for a sparse vector."""
+        """The best points for an embedding, or for a sparse vector; with these fields of the payload, or all of it."""
         if isinstance(query, SparseVector):
             sparse = qdrant.SparseVector(indices=list(query.indices), values=list(query.values))
             asked = qdrant.Query.Nearest(sparse, using=BM25_VECTOR)
@@ -173,7 +174,7 @@ class Shard:
             limit=limit,
             filter=_filter(wanted),
             params=qdrant.SearchParams(hnsw_ef=self._settings.hnsw_ef, exact=exact, quantization=quantized),
-            with_payload=True,
+            with_payload=list(fields) or True,
             with_vector=[CLIP_VECTOR] if with_embeddings else False,
         )
         with _engine_errors(self.folder):

@@ -22,7 +22,7 @@ from retrieval_svc.knowledge_base_folder import Bm25, Parts, make_folder, num_by
 from retrieval_svc.manifest import BM25, PAIRS, Manifest, fitting_manifest
 from retrieval_svc.new_pairs import UriReader
 from retrieval_svc.pair_writer import PairWriter
-from retrieval_svc.pairs import Change, NewPair, PairFilter, Scored, StoredPair, Upserted
+from retrieval_svc.pairs import Brief, Change, NewPair, PairFilter, Scored, StoredPair, Upserted
 from retrieval_svc.query_vector import PictureEmbedder
 from retrieval_svc.replica_feed import TOMBSTONES_KEPT_NS
 from retrieval_svc.retrieval import Method, Neighbor, Query, Retrieval, Stats, WholePair
@@ -365,7 +365,7 @@ def _holds(there: Mapping[str, Scored], pair: StoredPair) -> bool:
     return found is not None and found.pair.version == pair.version
 
 
-def _is_current(recent: Mapping[str, int], gone: set[tuple[str, int]], pair: StoredPair) -> bool:
+def _is_current(recent: Mapping[str, int], gone: set[tuple[str, int]], pair: StoredPair | Brief) -> bool:
     return recent.get(pair.pair_id, 0) <= pair.version and (pair.pair_id, pair.version) not in gone
 
 

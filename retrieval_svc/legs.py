@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from retrieval_svc.pairs import PairFilter, Scored, StoredPair
+from retrieval_svc.pairs import Brief, PairFilter, Scored, ScoredBrief, StoredPair
 
 SPARE = 4  # candidates beyond those that are wanted, for the usual duplicate
 GROWTH = 4  # so many times as far goes the next look
 MAX_CANDIDATES = 4096  # nobody looks further than this, whatever falls out
 
-IsCurrent = Callable[[StoredPair], bool]
-Fetch = Callable[[int, PairFilter, bool], list[Scored]]  # limit, filter, whether all pairs are compared
+Candidate = Scored | ScoredBrief
+IsCurrent = Callable[[StoredPair | Brief], bool]
+Fetch = Callable[[int, PairFilter, bool], Sequence[Candidate]]  # limit, filter, whether all pairs are compared
 
 
 @dataclass(kw_only=True)
@@ -23,7 +24,7 @@ class Leg:
     fetch: Fetch
     filter: PairFilter
     is_current: IsCurrent
-    unique: list[Scored] = field(default_factory=list)
+    unique: list[Candidate] = field(default_factory=list)
     found_ids: set[str] = field(default_factory=set)
     num_duplicates: int = 0
     limit: int = 0
@@ -32,7 +33,7 @@ class Leg:
     is_cut: bool = False
     elapsed_s: float = 0.0  # in the index, all looks together
 
-    def reach(self, depth: int) -> list[Scored]:
+    def reach(self, depth: int) -> list[Candidate]:
         """The best `depth` candidates; fewer at the end."""
         while len(self.unique) < depth and not self.is_exhausted:
             self.limit = min(MAX_CANDIDATES, max(depth + SPARE, self.limit * GROWTH))
@@ -46,20 +47,24 @@ class Leg:
         """Begin again, and miss nothing."""
         self.is_exact, self.is_exhausted, self.limit, self.unique = True, False, 0, []
 
+    def look_again(self) -> None:
+        """Begin again: what was found has changed meanwhile."""
+        self.is_exhausted, self.limit, self.unique = False, 0, []
+
     def ids_without_exclusions(self, within: PairFilter) -> set[str]:
         """What would be found if nothing were excluded."""
         return {s.pair.pair_id for s in self.fetch(MAX_CANDIDATES, within, self.is_exact) if self.is_current(s.pair)}
 
-    def _look(self) -> list[Scored]:
+    def _look(self) -> Sequence[Candidate]:
         started = time.perf_counter()
         try:
             return self.fetch(self.limit, self.filter, self.is_exact)
         finally:
             self.elapsed_s += time.perf_counter() - started
 
-    def _take(self, found: Sequence[Scored]) -> None:
+    def _take(self, found: Sequence[Candidate]) -> None:
         current = [scored for scored in found if self.is_current(scored.pair)]
-        by_content: dict[str, Scored] = {}
+        by_content: dict[str, Candidate] = {}
         for scored in current:
             by_content.setdefault(content_of(scored.pair), scored)
         self.unique = list(by_content.values())
@@ -67,6 +72,6 @@ class Leg:
         self.num_duplicates = len(current) - len(self.unique)
 
 
-def content_of(pair: StoredPair) -> str:
+def content_of(pair: StoredPair | Brief) -> str:
     """What makes two pairs duplicates."""
     return pair.content or pair.pair_id

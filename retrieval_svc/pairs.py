@@ -76,10 +76,28 @@ class PairFilter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Brief:
+    """What decides whether a pair that a search found comes back; see `StoredPair`. The rest is read for those that do."""
+
+    pair_id: str
+    content: str
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored:
     """A pair that a leg found. `embedding` is float32 [D] of unit length, None where it was not asked for or there is none."""
 
     pair: StoredPair
+    score: float
+    embedding: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredBrief:
+    """Like `Scored`, of a pair that has not been read."""
+
+    pair: Brief
     score: float
     embedding: np.ndarray | None = None
 
@@ -163,6 +181,12 @@ class PairStore(Protocol):
         with_embeddings: bool = False,
     ) -> list[Scored]:
         """The most similar pairs by cosine, best first; `exact` compares with all (the oracle of recall)."""
+        ...
+
+    def nearest_briefs(
+        self, embedding: np.ndarray, *, limit: int, filter: PairFilter, exact: bool = False
+    ) -> list[ScoredBrief]:
+        """`nearest`, in a third of the time: reading the pairs is most of it."""
         ...
 
     def drop_tombstones(self, before: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.service.errors import DataLoss
-from retrieval_svc.pairs import Change, PairFilter, StoredPair, point_of
+from retrieval_svc.pairs import Brief, Change, PairFilter, StoredPair, point_of
 from retrieval_svc.words import name_key, tie_of
 
 CLIP_VECTOR, BM25_VECTOR = "clip", "bm25"  # dense with cosine similarity; sparse with the engine's IDF
@@ -25,6 +25,7 @@ VERSION_SLACK = 512
 NUM_LEVELS = 12  # of thinning: each keeps a quarter of the level before, the pairs with the smallest `tie_of`
 _THINNING_BITS = 2
 _TIE_BITS = 64
+BRIEF_FIELDS = ("pair_id", "content", "version")
 _TEXTS = ("caption", "entity", "author", "source", "license", "image_sha256", "image_format", "image_uri")
 
 
@@ -110,6 +111,14 @@ def pair_of(point: str, payload: Mapping[str, Any] | None) -> StoredPair:
     if point_of(pair.pair_id) != point:
         raise DataLoss(f"point {point} holds pair {pair.pair_id!r}, which belongs elsewhere")
     return pair
+
+
+def brief_of(point: str, payload: Mapping[str, Any]) -> Brief:
+    """What `BRIEF_FIELDS` of a live point's payload say. Raises DataLoss: one of them is missing."""
+    try:
+        return Brief(pair_id=payload["pair_id"], content=payload["content"], version=payload["version"])
+    except KeyError as error:
+        raise DataLoss(f"point {point} lacks {error.args[0]!r}") from None
 
 
 def change_of(point: str, payload: Mapping[str, Any] | None) -> Change:

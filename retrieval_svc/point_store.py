@@ -12,10 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from common.service.errors import InvalidArgument
-from retrieval_svc.pairs import Change, PairFilter, Scored, StoredPair, point_of
+from retrieval_svc.pairs import Change, PairFilter, Scored, ScoredBrief, StoredPair, point_of
 from retrieval_svc.payload import (
+    BRIEF_FIELDS,
     VERSION_SLACK,
     Conditions,
+    brief_of,
     change_of,
     conditions,
     is_point,
@@ -92,8 +94,9 @@ class Points(Protocol):
         limit: int,
         exact: bool,
         with_embeddings: bool,
+        fields: Sequence[str] = (),
     ) -> list[Found]:
-        """The best points for an embedding, or for a sparse vector."""
+        """The best points for an embedding, or for a sparse vector; with these fields of the payload, or all of it."""
         ...
 
 
@@ -215,6 +218,15 @@ class PointStore(ABC):
         with self._points() as engine:
             found = engine.nearest(query, wanted, limit=limit, exact=exact, with_embeddings=with_embeddings)
         return [_scored(record) for record in found]
+
+    def nearest_briefs(
+        self, embedding: np.ndarray, *, limit: int, filter: PairFilter, exact: bool = False
+    ) -> list[ScoredBrief]:
+        """`nearest` without reading the pairs. Raises ValueError for an embedding of another size."""
+        query, wanted = unit(embedding, self.embedding_size), conditions(filter)
+        with self._points() as engine:
+            found = engine.nearest(query, wanted, limit=limit, exact=exact, with_embeddings=False, fields=BRIEF_FIELDS)
+        return [ScoredBrief(pair=brief_of(record.point, record.payload), score=record.score) for record in found]
 
     def nearest_sparse(
         self,

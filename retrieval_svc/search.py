@@ -12,35 +12,26 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from common.service.errors import FailedPrecondition, InvalidArgument, ServiceError, Unavailable
 from common.service.redaction import redacted_trace
-from retrieval_svc.fusion import maximal_marginal_relevance, reciprocal_rank_fusion, without_near_duplicates
-from retrieval_svc.legs import GROWTH, MAX_CANDIDATES, SPARE, Fetch, IsCurrent, Leg, content_of
+from retrieval_svc.candidates import Found, alone, fused
+from retrieval_svc.fusion import maximal_marginal_relevance, without_near_duplicates
+from retrieval_svc.legs import GROWTH, MAX_CANDIDATES, SPARE, Candidate, Fetch, IsCurrent, Leg
 from retrieval_svc.manifest import Manifest
-from retrieval_svc.pairs import LexicalIndex, Lookup, PairFilter, PairStore, Scored, StoredPair
+from retrieval_svc.pairs import Brief, LexicalIndex, Lookup, PairFilter, PairStore, Scored, StoredPair
 from retrieval_svc.query import UnderstoodPrompt, Vocabulary
 from retrieval_svc.query_rules import check_query
 from retrieval_svc.query_vector import PictureEmbedder
-from retrieval_svc.retrieval import LegScore, Method, Query
+from retrieval_svc.retrieval import Method, Query
 from retrieval_svc.words import name_key
 
 MIN_DEPTH = 32  # candidates of each leg that are fused or diversified, at least
 DEPTH_PER_RESULT = 4
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """One result before its picture is read."""
-
-    pair: StoredPair
-    score: float
-    legs: Mapping[Method, LegScore]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +107,14 @@ class Searcher:
         vectors: list[np.ndarray] = []
         # MMR and near duplicates compare all candidates: their vectors come along, else those of the results alone.
         compare = bool(query.diversity or query.near_duplicate_similarity)
+        # Most candidates of two legs do not come back, and reading them would be most of the work.
+        brief = query.method is Method.HYBRID and not compare and not query.exclude_exact
 
-        def fetch(limit: int, within: PairFilter, exact: bool) -> list[Scored]:
+        def fetch(limit: int, within: PairFilter, exact: bool) -> Sequence[Candidate]:
             if not vectors:
                 vectors.append(self._embedder.query(query))
+            if brief:
+                return self._store.nearest_briefs(vectors[0], limit=limit, filter=within, exact=exact)
             return self._store.nearest(vectors[0], limit=limit, filter=within, exact=exact, with_embeddings=compare)
 
         return fetch
@@ -161,7 +156,8 @@ class _AskedPair:
         return name_key(pair.entity) in self._keys
 
 
-def _is_current_and_other(is_current: IsCurrent, asked: _AskedPair, pair: StoredPair) -> bool:
+def _is_current_and_other(is_current: IsCurrent, asked: _AskedPair, pair: StoredPair | Brief) -> bool:
+    assert isinstance(pair, StoredPair)  # see `Searcher._nearest`
     return is_current(pair) and not asked.is_it(pair)
 
 
@@ -195,24 +191,23 @@ class _Search:
         depth = max(MIN_DEPTH, DEPTH_PER_RESULT * query.k) if together else query.k + (SPARE if compare else 0)
         while True:
             rankings = self._reach(depth)
-            candidates = _fused(rankings) if query.method is Method.HYBRID else _alone(rankings)
+            candidates = fused(rankings) if query.method is Method.HYBRID else alone(rankings)
             if compare:
                 self._fetch_embeddings(list(candidates))
             chosen, num_alike = self._choose(list(candidates))
-            if len(chosen) == query.k:
-                break
-            if any(len(leg.unique) > depth or not leg.is_exhausted for leg in self._legs.values()):
+            if len(chosen) == query.k or not self._can_look_further(depth):
+                pairs = self._pairs([candidates[pair_id].pair for pair_id in chosen], rankings)
+                if pairs is not None:
+                    break
+            elif any(len(leg.unique) > depth or not leg.is_exhausted for leg in self._legs.values()):
                 depth *= GROWTH
-                continue
-            nearest = self._legs.get(Method.CLIP)
-            if nearest is None or nearest.is_exact:
-                break
-            # HNSW is approximate and may miss some: before there are said to be no more, all are compared.
-            nearest.look_exactly()
+            else:
+                # HNSW is approximate and may miss some: before there are said to be no more, all are compared.
+                self._legs[Method.CLIP].look_exactly()
         if query.include_embeddings:
             self._fetch_embeddings(chosen)
         return SearchResult(
-            found=tuple(candidates[pair_id].found(rankings) for pair_id in chosen),
+            found=tuple(candidates[i].found(pair, rankings) for i, pair in zip(chosen, pairs, strict=True)),
             query=self._understood,
             shortfall_reason=self._shortfall(len(chosen), num_alike) if len(chosen) < query.k else "",
             failed_legs=self._failed,
@@ -220,7 +215,12 @@ class _Search:
             embeddings=self._embeddings,
         )
 
-    def _reach(self, depth: int) -> dict[Method, list[Scored]]:
+    def _can_look_further(self, depth: int) -> bool:
+        nearest = self._legs.get(Method.CLIP)
+        is_more = any(len(leg.unique) > depth or not leg.is_exhausted for leg in self._legs.values())
+        return is_more or (nearest is not None and not nearest.is_exact)
+
+    def _reach(self, depth: int) -> dict[Method, list[Candidate]]:
         """Every leg's candidates, the legs side by side; one that fails is left out from then on."""
         if len(self._legs) == 1 and not self._failed and self._query.method is not Method.HYBRID:
             ((method, leg),) = self._legs.items()
@@ -231,27 +231,49 @@ class _Search:
             self._embeddings |= {s.pair.pair_id: s.embedding for s in ranking if s.embedding is not None}
         return rankings
 
-    def _reach_side_by_side(self, depth: int) -> dict[Method, list[Scored]]:
-        elsewhere: dict[Method, Future[list[Scored]]] = {}
+    def _reach_side_by_side(self, depth: int) -> dict[Method, list[Candidate]]:
+        elsewhere: dict[Method, Future[list[Candidate]]] = {}
         if len(self._legs) > 1:
             elsewhere[Method.CLIP] = self._executor.submit(self._legs[Method.CLIP].reach, depth)
-        rankings: dict[Method, list[Scored]] = {}
-        causes: list[Exception] = []
+        rankings: dict[Method, list[Candidate]] = {}
         for method, leg in list(self._legs.items()):  # BM25 first: here, while CLIP is asked over there
             try:
                 rankings[method] = elsewhere[method].result() if method in elsewhere else leg.reach(depth)
             except (InvalidArgument, FailedPrecondition):
                 raise  # the caller's to mend: nothing has failed
             except Exception as error:
-                causes.append(error)
-                self._failed[method] = _reason(error)
-                del self._legs[method]
-                trace = redacted_trace(error, (self._query.prompt,))
-                _LOG.error("leg_failed", extra={"leg": method.value, "trace": trace})
-        if not rankings:
-            reasons = "; ".join(f"{method.name}: {reason}" for method, reason in self._failed.items())
-            raise Unavailable(f"no leg of the search could answer ({reasons})") from causes[0]
+                self._leave_out(method, error)
         return rankings
+
+    def _leave_out(self, method: Method, error: Exception) -> None:
+        """Go on without a leg that has failed. Raises Unavailable if it was the last one."""
+        self._failed[method] = _reason(error)
+        del self._legs[method]
+        trace = redacted_trace(error, (self._query.prompt,))
+        _LOG.error("leg_failed", extra={"leg": method.value, "trace": trace})
+        if not self._legs:
+            reasons = "; ".join(f"{method.name}: {reason}" for method, reason in self._failed.items())
+            raise Unavailable(f"no leg of the search could answer ({reasons})") from error
+
+    def _pairs(
+        self, chosen: Sequence[StoredPair | Brief], rankings: Mapping[Method, Sequence[Candidate]]
+    ) -> list[StoredPair] | None:
+        """The chosen pairs, whole; None where one has changed since it was found, or the store fails: to be chosen again."""
+        known = {(s.pair.pair_id, s.pair.version): s.pair for ranking in rankings.values() for s in ranking}
+        known = {key: pair for key, pair in known.items() if isinstance(pair, StoredPair)}
+        missing = [pair.pair_id for pair in chosen if (pair.pair_id, pair.version) not in known]
+        if missing:
+            try:
+                stored = self._store.get(missing)
+            except Exception as error:
+                self._leave_out(Method.CLIP, error)
+                return None
+            known |= {(s.pair.pair_id, s.pair.version): s.pair for s in stored.values()}
+        pairs = [known.get((pair.pair_id, pair.version)) for pair in chosen]
+        if None in pairs:
+            self._legs[Method.CLIP].look_again()
+            return None
+        return [pair for pair in pairs if pair is not None]
 
     def _choose(self, pair_ids: list[str]) -> tuple[list[str], int]:
         query = self._query
@@ -328,40 +350,6 @@ def _without_exclusions(filter: PairFilter, exclusions: PairFilter) -> PairFilte
         excluded_contents=exclusions.excluded_contents,
         excluded_names=exclusions.excluded_names,
     )
-
-
-class _Candidate(NamedTuple):
-    """A pair with its score and its places in the legs, from 0; many more are made than are given back."""
-
-    pair: StoredPair
-    score: float
-    places: Mapping[Method, int]
-
-    def found(self, rankings: Mapping[Method, Sequence[Scored]]) -> Found:
-        """What is given back."""
-        legs = {m: LegScore(score=rankings[m][place].score, rank=place + 1) for m, place in self.places.items()}
-        return Found(pair=self.pair, score=self.score, legs=legs)
-
-
-def _alone(rankings: Mapping[Method, Sequence[Scored]]) -> dict[str, _Candidate]:
-    """The ranking of the only leg."""
-    ((method, ranking),) = rankings.items()
-    return {s.pair.pair_id: _Candidate(s.pair, s.score, {method: place}) for place, s in enumerate(ranking)}
-
-
-def _fused(rankings: Mapping[Method, Sequence[Scored]]) -> dict[str, _Candidate]:
-    """Reciprocal-rank fusion by picture: two ids of one picture are one, named by the id that ranks better."""
-    best: dict[str, tuple[int, StoredPair]] = {}
-    places: dict[str, dict[Method, int]] = {}
-    contents = {method: [content_of(scored.pair) for scored in ranking] for method, ranking in rankings.items()}
-    for method, ranking in rankings.items():
-        for place, (content, scored) in enumerate(zip(contents[method], ranking, strict=True)):
-            places.setdefault(content, {})[method] = place
-            if content not in best or place < best[content][0]:
-                best[content] = (place, scored.pair)
-    named = {pair.pair_id: content for content, (_, pair) in best.items()}
-    fused = reciprocal_rank_fusion([[best[content][1].pair_id for content in leg] for leg in contents.values()])
-    return {pair_id: _Candidate(best[named[pair_id]][1], score, places[named[pair_id]]) for pair_id, score in fused}
 
 
 def _needs_prompt(query: Query) -> bool:

@@ -240,6 +240,7 @@ class _Collection:
         limit: int,
         exact: bool,
         with_embeddings: bool,
+        fields: Sequence[str] = (),
     ) -> list[Found]:
         if isinstance(query, SparseVector):
             asked, using = models.SparseVector(indices=list(query.indices), values=list(query.values)), BM25_VECTOR
@@ -255,7 +256,7 @@ class _Collection:
                 query_filter=_filter(wanted),
                 search_params=models.SearchParams(hnsw_ef=self._settings.hnsw_ef, exact=exact, quantization=quantized),
                 limit=limit,
-                with_payload=True,
+                with_payload=list(fields) or True,
                 with_vectors=[CLIP_VECTOR] if with_embeddings else False,
             )
         return [_found(point, point.score) for point in found.points]

@@ -53,6 +53,21 @@ def test_a_long_tie_comes_by_facets_and_hash_however_it_is_stored(tmp_path: Path
     assert found(forward, "flag", limit=5, sources=frozenset({"no such source"})) == []
 
 
+def test_a_word_that_has_one_spelling_scores_as_if_both_lists_were_read(tmp_path: Path) -> None:
+    """ "dogs" makes the lists of "dog" and its stem differ; "bird" has one spelling, and one list is read."""
+    same = [pair("d", "dog"), pair("b", "bird")]
+    one = index_of(tmp_path / "one", [*same, pair("x", "cats"), pair("y", "cat")])
+    both = index_of(tmp_path / "both", [*same, pair("x", "dogs"), pair("y", "cat")])
+    score = {name: one.search(Lookup(entity=name))[0].score for name in ("dog", "bird")}
+    assert score["dog"] == score["bird"] > 0
+    stem_is_common = both.search(Lookup(entity="dog"))
+    assert [hit.pair.pair_id for hit in stem_is_common] == ["d", "x"]
+    word, stem = score["dog"], stem_is_common[1].score  # of the stem that two of four pairs have, alone
+    assert stem_is_common[0].score == pytest.approx(stem + 0.3 * word, abs=2e-4)
+    assert both.search(Lookup(entity="bird"))[0].score == score["bird"]
+    assert one.search(Lookup(entity="wolf")) == []
+
+
 def test_a_long_tie_of_one_name_stands_before_the_others(tmp_path: Path) -> None:
     pairs = [pair(f"p{n}", "guide dog", STYLES[n % 3]) for n in range(700)]
     others = [pair(f"q{n}", "guide dog at work") for n in range(50)]

@@ -190,7 +190,8 @@ def test_one_leg_down_and_the_other_answers(client: Client, monkeypatch: pytest.
     def down(*arguments: Any, **options: Any) -> None:
         raise Unavailable("the vector store is away")
 
-    monkeypatch.setattr(vectors.EdgePairStore, "nearest", down)
+    for search_of_the_store in ("nearest", "nearest_briefs"):
+        monkeypatch.setattr(vectors.EdgePairStore, search_of_the_store, down)
     response = client.retrieve("guide dog, noto style", **fields)
     assert [n.pair_id for n in response.neighbors] == ["noto--guide-dog", "twemoji--guide-dog"]
     assert [(f.leg, f.reason) for f in response.failed_legs] == [(pb.METHOD_CLIP, "the vector store is away")]
