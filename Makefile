@@ -21,7 +21,7 @@ SECONDS_64 ?= 3600
 SECONDS_256 ?= 1200
 SECONDS_1024 ?= 1200
 
-.PHONY: help env triton proto generate knowledge-base test test-crashes lint train-demo train-data evaluate bench-retrieval clean
+.PHONY: help env triton proto generate knowledge-base up down status test test-crashes lint train-demo train-data evaluate bench-retrieval clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -66,6 +66,15 @@ generate: proto ## Draw a picture: make generate PROMPT="..." SEED=7 OUT=out
 generate: export PROMPT := $(PROMPT)
 generate: export SEED := $(SEED)
 generate: export OUT := $(OUT)
+
+up: env proto ## Start the whole stack as local processes, and leave it running; UP="--first-port 51051" for other ports
+	@$(PY) -m deploy.local up $(UP)
+
+down: env ## End the stack of `make up`
+	@$(PY) -m deploy.local down
+
+status: env ## Where the stack of `make up` is
+	@$(PY) -m deploy.local status
 
 test: lint triton knowledge-base ## Lint, then run the whole test suite
 	$(PY) -m pytest
