@@ -32,7 +32,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
 
 
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
-    """Every knob of a request; none of them has a default, so that the service's holds."""
+    """Every knob of a request, and its deadline; no knob has a default, so that the service's holds."""
     _add_content_flags(parser.add_argument_group("what is drawn"))
     _add_neighbor_flags(parser.add_argument_group("neighbors"))
     _add_course_flags(parser.add_argument_group("how it goes"))
@@ -107,6 +107,7 @@ def _add_neighbor_flags(group: Any) -> None:
 
 
 def _add_course_flags(group: Any) -> None:
+    group.add_argument("--timeout-s", type=float, default=600.0, metavar="S", help="deadline (default: 600)")
     group.add_argument("--preview-every", type=_above_zero, default=0, metavar="N", help="a preview every N steps")
     group.add_argument("--every-stage", action="store_true", help="the pictures of the earlier stages too")
     group.add_argument("--priority", choices=PRIORITIES, default="", help="who goes first (default: normal)")

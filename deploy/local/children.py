@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ class Child:
         """Start it. The kernel ends it with us, from its first moment on: our main thread must be what starts it."""
         self.name = name
         self._log = log
-        with log.open("wb") as stream:
+        with log.open("wb") as stream, _signals_held():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 cwd=ROOT,
@@ -100,6 +101,23 @@ class Child:
     def _last_line(self) -> str:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1].partition(": error: ")[2] or lines[-1] if lines else ""
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """What SIGINT and SIGTERM do is done after the block: an exception of theirs is lost in Python's own fork hooks."""
+    held: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: held.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from client.client import Client
+from client.command_line import BadInput
+from client.generation_files import COMPANIONS, Watch, image_files, record_file, stage_files
 from client.generation_messages import GenerationFailed
 from client.generation_types import Generation, GenerationRequest, Neighbor, StageOverrides
 from client.outputs import check_folder, write_outputs
@@ -24,8 +25,7 @@ from deploy.local.display import Display
 from deploy.local.knowledge_base import ensure_knowledge_base
 from deploy.local.stack import GeneratorFlags, running_stack
 
-COMPANIONS = ("stage-64.png", "stage-256.png", "neighbors.png", "record.json")
-"""What belongs to the newest picture of a folder; the pictures themselves stay."""
+NEIGHBORS = "neighbors.png"
 SHEET_CELL = 320  # pixels; wide enough for a caption above it
 _GUIDANCE = {
     "guidance_strategy": "strategy",
@@ -33,10 +33,6 @@ _GUIDANCE = {
     "neighbor_weight": "neighbor_weight",
     "eta": "eta",
 }
-
-
-class BadRequest(ValueError):
-    """The request cannot be; the message names the flag and the value. Nothing has been started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +54,17 @@ def check_request(request: GenerationRequest) -> None:
     """Refuse at once what needs no service to be refused.
 
     Raises:
-        BadRequest: names the flag.
+        BadInput: names the flag.
     """
-    if not request.prompt.strip():
-        raise BadRequest("--prompt: is empty")
+    if not (request.prompt.strip() or request.record_json):
+        raise BadInput("--prompt: is empty")
     if len(request.prompt) > MAX_PROMPT_CHARACTERS:
-        raise BadRequest(f"--prompt: {len(request.prompt)} characters, at most {MAX_PROMPT_CHARACTERS} are read")
-    if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
-        raise BadRequest(f"--seed: {request.seed} is not between 0 and {MAX_SEED} (2^63 - 1)")
-    if request.k is not None and request.k < 1:
-        raise BadRequest(f"--k: {request.k} is less than 1; use --without-neighbors for none")
+        raise BadInput(f"--prompt: {len(request.prompt)} characters, at most {MAX_PROMPT_CHARACTERS} are read")
+    for seed in (*request.seeds, *(() if request.seed is None else (request.seed,))):
+        if not 0 <= seed <= MAX_SEED:
+            raise BadInput(
+                f"{'--seeds' if request.seeds else '--seed'}: {seed} is not between 0 and {MAX_SEED} (2^63 - 1)"
+            )
     for overrides in request.stages:
         _check_overrides(overrides)
 
@@ -81,7 +78,7 @@ def _check_overrides(overrides: StageOverrides) -> None:
         replace(plan, guidance=replace(plan.guidance, **guidance), **others)
     except ValueError as error:
         name, _, reason = str(error).removeprefix("guidance.").partition(": ")
-        raise BadRequest(f"--{name.replace('_', '-')}-{overrides.stage}: {reason}") from None
+        raise BadInput(f"--{name.replace('_', '-')}-{overrides.stage}: {reason}") from None
 
 
 def generate(
@@ -90,7 +87,7 @@ def generate(
     """Draw a picture with a stack of our own; gives the files that are left in `places.out`.
 
     Raises:
-        BadRequest: the request cannot be.
+        BadInput, FieldError: the request cannot be.
         ChildFailed: a service cannot start, e.g. for want of weights.
         GenerationFailed: the generator refuses, or fails.
         CorpusError, FolderInUse, LibraryError, OSError: the knowledge base cannot be made or is in use, or the files cannot be
@@ -105,36 +102,29 @@ def generate(
     with running_stack(library, flags, places.logs) as stack:
         start_s = time.perf_counter() - launched
         try:
-            drawn = _draw(replace(request, every_stage=True), stack.address, display, timeout_s)
+            every = replace(request, every_stage=True)
+            drawn = _draw(every, stack.address, Watch(display, places.out), timeout_s)
         except GenerationFailed as error:
             if error.code == "UNAVAILABLE":
                 stack.generator.check()
             if error.code == "INTERNAL":
                 raise GenerationFailed("INTERNAL", f"{error}: {stack.generator.explain()}") from error
             raise
-        files = _files(drawn)
+        files = image_files(drawn) | stage_files(drawn)
+        if drawn.neighbors.neighbors:
+            files[NEIGHBORS] = encode_png(_sheet(drawn.neighbors.neighbors))
     record = dict(drawn.record)
     record["timings_s"] = {
         "start": round(start_s, 4),
         **record["timings_s"],
         "command": round(time.perf_counter() - started, 4),
     }
-    files["record.json"] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
-    return write_outputs(places.out, files, companions=COMPANIONS)
+    return write_outputs(places.out, files | record_file(record), companions=(*COMPANIONS, NEIGHBORS))
 
 
-def _draw(request: GenerationRequest, address: str, display: Display, timeout_s: float) -> Generation:
+def _draw(request: GenerationRequest, address: str, watch: Watch, timeout_s: float) -> Generation:
     with Client(address, retry=NO_RETRY) as client:
-        return client.generate(request, on_event=display.show, timeout_s=timeout_s)
-
-
-def _files(drawn: Generation) -> dict[str, bytes]:
-    """Name to content, without the record."""
-    files = {f"image-{drawn.record['seed']}.png": drawn.images[0].image}
-    files |= {f"stage-{finished.stage}.png": finished.image for finished in drawn.stages}
-    if drawn.neighbors.neighbors:
-        files["neighbors.png"] = encode_png(_sheet(drawn.neighbors.neighbors))
-    return files
+        return client.generate(request, on_event=watch, timeout_s=timeout_s)
 
 
 def _sheet(neighbors: tuple[Neighbor, ...]) -> np.ndarray:

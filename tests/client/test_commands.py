@@ -99,6 +99,26 @@ def test_a_picture_is_drawn_again_from_its_file(reimagen: Reimagen, tmp_path: Pa
     assert (tmp_path / "second" / "image-7.webp").read_bytes() == first.read_bytes()
 
 
+def test_all_pictures_are_drawn_again_from_the_record_of_a_drawing(reimagen: Reimagen, tmp_path: Path) -> None:
+    flags = ["--prompt", PROMPT, "--seed", 5, "--num-pictures", 2, "--stop-at", 64, "--steps-64", 2]
+    assert reimagen("generate", *flags, "--out", tmp_path / "first")[0] == 0
+    record = tmp_path / "first" / "record.json"
+    status, _, err = reimagen("generate", "--record", record, "--out", tmp_path / "second")
+    assert status == 0, err
+    pictures = names(tmp_path / "first")[:2]
+    assert pictures == ["image-5-0.png", "image-5-1.png"]
+    for name in pictures:
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+
+
+def test_stages_of_an_earlier_drawing_go_and_its_pictures_stay(reimagen: Reimagen, tmp_path: Path) -> None:
+    sizes = ["--stop-at", 256, "--steps-64", 2, "--steps-256", 2, "--every-stage"]
+    assert reimagen("generate", "--prompt", PROMPT, "--seed", 8, *sizes, "--out", tmp_path)[0] == 0
+    assert names(tmp_path) == ["image-8.png", "record.json", "stage-64.png"]
+    assert reimagen("generate", *QUICK, "--out", tmp_path)[0] == 0
+    assert names(tmp_path) == ["image-7.png", "image-8.png", "record.json"]
+
+
 def test_references_starts_and_negative_prompts_change_the_picture(reimagen: Reimagen, tmp_path: Path) -> None:
     dog = tmp_path / "dog.png"
     Image.new("RGB", (64, 64), "orange").save(dog)
