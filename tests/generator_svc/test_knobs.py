@@ -15,6 +15,7 @@ from reimagen.generator.v1 import generator_pb2 as pb
 from client.generator import (
     Accepted,
     Event,
+    GenerationFailed,
     GenerationRequest,
     GeneratorClient,
     Image,
@@ -228,6 +229,18 @@ def test_one_answer_holds_what_the_stream_tells(client: GeneratorClient) -> None
     assert whole.neighbors == found(events)
     timeless = {name: value for name, value in whole.record.items() if name != "timings_s"}
     assert timeless == {name: value for name, value in record(events).items() if name != "timings_s"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"), [({"prompt": ""}, "prompt"), ({"k": 65}, "k"), ({"preview_every": 2}, "preview_every")]
+)
+def test_one_answer_refuses_by_the_fields_place_in_it(
+    client: GeneratorClient, changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(GenerationFailed) as caught:
+        client.generate_images(replace(QUICK, **changes), timeout_s=TIMEOUT_S)
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert [violation.field for violation in caught.value.violations] == [f"request.{field}"]
 
 
 def test_what_is_drawn_with_is_told(client: GeneratorClient) -> None:
