@@ -155,6 +155,10 @@ class TritonServer:
                 pids.update(int(pid) for pid in children.read_text().split())
         return sorted(pids)
 
+    def wait(self) -> int:
+        """Wait until it ends by itself; gives its exit status."""
+        return self._process.wait()
+
     def terminate(self) -> None:
         """Ask it to end: live requests get `drain_s`."""
         if self._process.poll() is None:

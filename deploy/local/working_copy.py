@@ -46,6 +46,20 @@ def working_copy(library: Path) -> Iterator[Path]:
         lock.close()
 
 
+def copy_library(library: Path, target: Path) -> None:
+    """Copy `library` to `target`, a new folder that belongs to whoever asked; it is there whole or not at all.
+
+    Raises:
+        FolderInUse: a process has the library itself open, so that it may be changing.
+        OSError: the disk is full.
+    """
+    part = target.with_name(f".{target.name}.part")
+    with locked(library.parent), closing(FolderLock(library)):
+        shutil.rmtree(part, ignore_errors=True)
+        _copy(library, part)
+        os.replace(part, target)
+
+
 def _copy(library: Path, target: Path) -> None:
     for manifest in library.glob(f"*/{MANIFEST}"):
         source, copied = manifest.parent, target / manifest.parent.name

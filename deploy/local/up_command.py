@@ -1,0 +1,77 @@
+"""`python -m deploy.local up | down | status | serve-triton`: what these commands are told."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from client.display import make_display
+from deploy.local.children import ROOT, ChildFailed
+from deploy.local.tritonserver import TritonSettings, running_triton
+from deploy.local.up import StackSettings, down, status, up
+
+FIRST_PORT = 50051
+
+
+def add_up_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """Add the commands to a parser's subcommands; `shared` holds the flags of the demonstration knowledge base."""
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument(
+        "--state",
+        type=Path,
+        default=ROOT / "build" / "stack",
+        metavar="FOLDER",
+        help="logs, knowledge bases and models of the stack (default: build/stack)",
+    )
+    upping = commands.add_parser("up", parents=[shared, place], help="start the whole stack, and leave it running")
+    upping.add_argument("--weights", type=Path, default=ROOT / "weights", metavar="FOLDER", help="default: weights")
+    upping.add_argument(
+        "--stages", choices=("triton", "embedded"), default="triton", help="where the U-Nets run (default: triton)"
+    )
+    upping.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    upping.add_argument(
+        "--first-port", type=int, default=FIRST_PORT, metavar="N", help="the others follow (default: %(default)s)"
+    )
+    upping.add_argument("--clip", default="packaged", help="CLIP model of retrieval; empty: none (default: packaged)")
+    upping.set_defaults(body=_up)
+    commands.add_parser("down", parents=[place], help="end the stack").set_defaults(body=_down)
+    commands.add_parser("status", parents=[place], help="where the stack is").set_defaults(body=_status)
+    serving = commands.add_parser("serve-triton", help="run tritonserver over a model repository, until SIGTERM")
+    serving.add_argument("--repository", type=Path, required=True)
+    serving.add_argument("--log", type=Path, required=True, help="what the server and its models say")
+    serving.add_argument("--port", type=int, default=0, help="of gRPC; 0: any free one")
+    serving.add_argument("--metrics-port", type=int, default=0, help="0: any free one")
+    serving.set_defaults(body=_serve_triton)
+
+
+def _up(flags: argparse.Namespace) -> None:
+    settings = StackSettings(
+        weights=flags.weights,
+        stages=flags.stages,
+        device=flags.device,
+        first_port=flags.first_port,
+        clip=flags.clip,
+    )
+    display = make_display()
+    with display.live():
+        where = up(settings, flags.state, flags.work, display)
+    print(where)
+
+
+def _down(flags: argparse.Namespace) -> None:
+    print("the stack is down" if down(flags.state) else "no stack was up")
+
+
+def _status(flags: argparse.Namespace) -> None:
+    print(status(flags.state))
+
+
+def _serve_triton(flags: argparse.Namespace) -> None:
+    settings = TritonSettings(
+        repository=flags.repository, log=flags.log, grpc_port=flags.port, metrics_port=flags.metrics_port
+    )
+    with running_triton(settings) as server:
+        print(f"ready {server.address}", flush=True)
+        code = server.wait()
+        raise ChildFailed(f"tritonserver: ended with status {code}; {server.explain()}")

@@ -1,0 +1,136 @@
+"""`make up`: the whole stack as processes that stay, on a real tritonserver; a picture is drawn before it returns."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from client import Client
+from deploy.local.children import ROOT
+
+TIMEOUT_S = 400.0
+NUM_PORTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Up:
+    """A stack that is up: its folder, its table, and its first port."""
+
+    state: Path
+    table: str
+    first_port: int
+
+    def address(self, process: str) -> str:
+        return re.search(rf"^{process} .* (127\.0\.0\.1:\d+)  ", self.table, re.M)[1]
+
+    def pid(self, process: str) -> int:
+        said = run("status", "--state", self.state).stdout
+        return int(re.search(rf"^{process} +running +(\d+) ", said, re.M)[1])
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.local", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def free_ports() -> int:
+    """The first of NUM_PORTS ports in a row that nobody listens on."""
+    for first in range(21000, 60000, NUM_PORTS):
+        probes = []
+        try:
+            for port in range(first, first + NUM_PORTS):
+                probes.append(socket.create_server(("127.0.0.1", port)))
+        except OSError:
+            continue
+        else:
+            return first
+        finally:
+            for probe in probes:
+                probe.close()
+    raise AssertionError("no free ports")
+
+
+@pytest.fixture(scope="module")
+def stack(weights: Path, work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    state, first = tmp_path_factory.mktemp("up"), free_ports()
+    flags = ["--state", state, "--work", work, "--weights", weights, "--first-port", first, "--clip", ""]
+    started = run("up", *flags)
+    try:
+        assert started.returncode == 0, started.stderr
+        yield Up(state=state, table=started.stdout, first_port=first)
+    finally:
+        ended = run("down", "--state", state)
+    assert ended.stdout == "the stack is down\n"
+
+
+def test_the_table_says_where_everything_is(stack: Up) -> None:
+    names = [line.split()[0] for line in stack.table.splitlines()]
+    wanted = ["process", "retrieval", "triton", "generator", *(["prometheus"] if shutil.which("prometheus") else [])]
+    assert names == [*wanted, "state"]
+    assert all("running" in line for line in stack.table.splitlines()[1:-1])
+    for path in re.findall(r"\S+\.log", stack.table):
+        assert Path(path).is_file()
+    for url in re.findall(r"http://\S+/metrics", stack.table):
+        with urlopen(url, timeout=30) as page:
+            assert b"# TYPE" in page.read()
+
+
+def test_it_draws_in_triton_and_the_models_say_so(stack: Up) -> None:
+    with Client(stack.address("generator"), retrieval=stack.address("retrieval")) as client:
+        assert all(service.is_serving for service in client.health())
+        assert {stage.endpoints for stage in client.models().stages} == {(stack.address("triton"),)}
+        drawn = client.generate("a guide dog", seed=1, stop_at=64)
+        again = client.generate("a guide dog", seed=1, stop_at=64)
+    assert drawn.images[0].image == again.images[0].image
+
+
+def test_a_second_up_leaves_it_as_it_is_and_other_settings_are_refused(stack: Up, weights: Path, work: Path) -> None:
+    flags = ["--state", stack.state, "--work", work, "--weights", weights, "--clip", ""]
+    before = stack.pid("generator")
+    again = run("up", *flags, "--first-port", stack.first_port)
+    assert again.returncode == 0 and stack.pid("generator") == before
+    other = run("up", *flags, "--first-port", stack.first_port, "--stages", "embedded")
+    assert other.returncode == 2 and "other settings" in other.stderr
+
+
+def test_a_killed_generator_comes_back(stack: Up) -> None:
+    killed = stack.pid("generator")
+    os.kill(killed, signal.SIGKILL)
+    give_up = time.monotonic() + TIMEOUT_S
+    with Client(stack.address("generator")) as client:
+        while not all(service.is_serving for service in client.health()):
+            assert time.monotonic() < give_up
+            time.sleep(0.2)
+    assert stack.pid("generator") != killed
+
+
+def test_a_taken_port_is_named_before_anything_is_started(stack: Up, weights: Path, work: Path, tmp_path: Path) -> None:
+    flags = ["--state", tmp_path / "other", "--work", work, "--weights", weights]
+    done = run("up", *flags, "--first-port", stack.first_port)
+    assert done.returncode == 2 and f"port {stack.first_port} is taken" in done.stderr
+    assert not (tmp_path / "other" / "supervisord.conf").exists()
+
+
+def test_status_and_down_of_nothing(tmp_path: Path) -> None:
+    done = run("status", "--state", tmp_path)
+    assert done.returncode == 2 and "no stack is up" in done.stderr
+    assert run("down", "--state", tmp_path).stdout == "no stack was up\n"
