@@ -298,6 +298,8 @@ def _is_same(result: Any, other: Any) -> bool:
 def _until_idle(generator: Service) -> None:
     """Wait until nothing is being drawn."""
     give_up = time.monotonic() + 10
-    while generator.figure("reimagen_server_calls_in_flight", grpc_method=METHOD):
+    while generator.figure("reimagen_server_calls_in_flight", grpc_method=METHOD) or generator.figure(
+        "reimagen_generator_taken_bytes", stage=64
+    ):
         assert time.monotonic() < give_up, "the call was not cancelled"
         time.sleep(0.02)
