@@ -156,13 +156,17 @@ class _Steps:
 def _remarks(event: Event) -> list[str]:
     match event:
         case Accepted():
-            before = [f"waiting behind {event.queue_position} others"] if event.queue_position else []
-            return [f"seed {', '.join(map(str, event.seeds or (event.seed,)))}", *before]
+            before = [_waiting(event.queue_position)] if event.queue_position else []
+            return [f"seed {', '.join(dict.fromkeys(map(str, event.seeds or (event.seed,))))}", *before]
         case Queued():
-            return [f"waiting behind {event.queue_position} others"]
+            return [_waiting(event.queue_position)]
         case NeighborsFound():
             return [reason for reason in (event.shortfall_reason, event.degraded_reason) if reason]
     return []
+
+
+def _waiting(queue_position: int) -> str:
+    return "1 request goes before this one" if queue_position == 1 else f"{queue_position} requests go before this one"
 
 
 _COLUMNS = ("rank", "score", "entity", "style", "author", "license")

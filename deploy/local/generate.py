@@ -11,6 +11,7 @@ import numpy as np
 
 from client.client import Client
 from client.command_line import BadInput
+from client.display import Display
 from client.generation_files import COMPANIONS, Watch, image_files, record_file, stage_files
 from client.generation_messages import GenerationFailed
 from client.generation_types import Generation, GenerationRequest, Neighbor, StageOverrides
@@ -21,7 +22,6 @@ from common.images import contact_sheet, encode_png, over_color, rasterize
 from common.prompt import MAX_PROMPT_CHARACTERS
 from common.scenes import WHITE
 from common.stages import stage
-from deploy.local.display import Display
 from deploy.local.knowledge_base import ensure_knowledge_base
 from deploy.local.stack import GeneratorFlags, running_stack
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from client.display import Display
 from common.corpus import CorpusError, CorpusManifest
 from common.files import write_json
-from deploy.local.display import Display
 from retrieval_svc.embedding import Embedder
 from retrieval_svc.iconify import build_demonstration_corpus
 from retrieval_svc.imports.formats import open_source

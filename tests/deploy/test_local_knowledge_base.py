@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from client.display import Lines
 from common.corpus import CorpusError, Facet, Pair, write_corpus
-from deploy.local.display import Lines
 from deploy.local.knowledge_base import LIBRARY, NAME, ensure_knowledge_base
 from deploy.local.working_copy import COPIES, working_copy
 from retrieval_svc.folder_lock import FolderInUse

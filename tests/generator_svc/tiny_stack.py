@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 import torch
 from prometheus_client import CollectorRegistry
 
+from client.display import Lines
 from common.checkpoint import publish_stage
 from common.corpus import Facet, Pair, write_corpus
 from common.scenes import Scene, caption, scene_phrases
 from common.service.server import Opened, ServerSettings, serve
 from common.unet.config import UNetConfig
 from common.unet.unet import UNet
-from deploy.local.display import Lines
 from deploy.local.knowledge_base import ensure_knowledge_base
 from generator_svc.__main__ import GeneratorSettings
 from generator_svc.__main__ import opened as generator_opened

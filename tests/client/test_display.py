@@ -6,8 +6,18 @@ import io
 
 from rich.console import Console
 
-from client.generator import Accepted, Done, Event, Neighbor, NeighborsFound, StageFinished, StageStarted, StepDone
-from deploy.local.display import Bars, Display, Lines
+from client.display import Bars, Display, Lines
+from client.generation_types import (
+    Accepted,
+    Done,
+    Event,
+    Neighbor,
+    NeighborsFound,
+    Queued,
+    StageFinished,
+    StageStarted,
+    StepDone,
+)
 
 NEIGHBOR = Neighbor(
     pair_id="noto--guide-dog",
@@ -75,3 +85,39 @@ def test_lines_elsewhere() -> None:
     assert lines[12] == "neighbor  1  2.749  guide dog  noto  Google [Inc]  Apache-2.0"
     assert lines[13] == "asked for 2, found 1"
     assert lines[14:] == [f"stage 64: {2 * tenth}/20" for tenth in range(1, 11)]
+
+
+def test_what_is_behind_others_or_without_retrieval_is_said() -> None:
+    text = io.StringIO()
+    display = Lines(text)
+    display.show(Accepted(prompt="p", seed=3, num_pictures=2, stages=(64,), seeds=(3, 4), queue_position=2))
+    display.show(Queued(queue_position=1))
+    found = NeighborsFound(
+        neighbors=(),
+        knowledge_base="",
+        index_fingerprint="",
+        shortfall_reason="",
+        method="bm25",
+        degraded_reason="retrieval: does not answer",
+    )
+    display.show(found)
+    lines = [line.partition(" s  ")[2] for line in text.getvalue().splitlines()]
+    assert lines == [
+        "seed 3, 4",
+        "2 requests go before this one",
+        "1 request goes before this one",
+        "retrieval: does not answer",
+    ]
+
+
+def test_steps_of_several_pictures_count_together_and_missed_ones_do_not_matter() -> None:
+    text = io.StringIO()
+    display = Lines(text)
+    display.show(Accepted(prompt="p", seed=3, num_pictures=2, stages=(64,), seeds=(3, 3)))
+    display.show(StageStarted(stage=64, steps=10))
+    for picture, step in ((0, 1), (1, 5), (0, 8)):
+        display.show(StepDone(stage=64, picture=picture, step=step, steps=10, preview_png=b""))
+    for picture in (0, 1):
+        display.show(StageFinished(stage=64, picture=picture, image=b""))
+    lines = [line.partition(" s  ")[2] for line in text.getvalue().splitlines()]
+    assert lines[1:] == ["stage 64: 6/20", "stage 64: 13/20", "stage 64: 15/20", "stage 64: 20/20"]
