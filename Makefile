@@ -83,7 +83,7 @@ test-crashes: proto ## Kill the knowledge base's writer at 100 random points
 	REIMAGEN_CRASHES=100 $(PY) -m pytest tests/retrieval_svc/test_crash.py
 
 test-faults: proto triton ## Kill Tritons and their stubs 50 times in the middle of a stage
-	REIMAGEN_FAULTS=50 $(PY) -m pytest -s tests/generator_svc/test_triton_faults.py
+	REIMAGEN_FAULTS=50 $(PY) -m pytest -s tests/generator_svc/test_triton_failover.py
 
 lint: proto ## ruff, pyright and buf
 	$(VENV)/bin/ruff check .

@@ -1,150 +1,170 @@
-"""Tritons and their stubs that are killed in the middle of a stage: the same picture all the same.
-
-REIMAGEN_FAULTS says how often (`make test-faults`: 50); a few of them are part of the suite. A stage that is drawn again
-is drawn in the same batch of one, so its bytes are the same; in another batch they may differ by rounding.
-"""
+"""How a request's life in a served stage ends, on a real tritonserver: in each case its state is freed, others go on."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import random
+import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from deploy.local.tritonserver import TritonServer, TritonSettings
-from generator_svc.stage_inputs import StageInputs
-from generator_svc.stage_tensors import ModelCard
-from generator_svc.triton_endpoints import Endpoint
-from tests.generator_svc.served import Asked, asked
-from tests.generator_svc.test_triton_conformance import picture_inputs, plans, text_inputs
-from tests.generator_svc.tiny_stack import Host
+from common.service.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
+from deploy.local.tritonserver import SHM, TritonServer, TritonSettings, running_triton
+from generator_svc.export import ExportSettings, export
+from generator_svc.stage_tensors import StageRequest, pack_request
+from tests.generator_svc.test_triton_conformance import ORDERS, plans, text_inputs
+from tests.generator_svc.triton_server import figure, stream
 
-FAULTS = int(os.environ.get("REIMAGEN_FAULTS", "3"))
-SIZES = (64, 256, 1024) if FAULTS > 9 else (64,)  # each stage is an interpreter more that every restart has to start
-STEPS = {64: 400, 256: 150, 1024: 20}
-RECOVERED_S = 10.0
-EJECTED_S = 5.0
-
-
-def inputs(size: int) -> StageInputs:
-    if size == 64:
-        return text_inputs(3, 2)
-    low_res = np.random.default_rng(size).uniform(-1, 1, (1, 3, size // 4, size // 4)).astype(np.float32)
-    neighbors = np.zeros((0, size, size, 3), np.uint8)
-    return StageInputs(**{**vars(picture_inputs(1, 1)), "low_res": low_res, "neighbors": neighbors})
-
-
-class Victim:
-    """A Triton that is killed, and started again at its address."""
-
-    def __init__(self, repository: Path, log: Path) -> None:
-        self._settings = {"repository": repository, "log": log, "models": tuple(f"unet_{size}" for size in SIZES)}
-        self.server = TritonServer(TritonSettings(**self._settings, drain_s=2))
-        self.server.wait_ready()
-        self.address = self.server.address
-
-    def strike(self, fault: str, size: int) -> None:
-        """Do it harm in a way from which it does not recover alone."""
-        if fault == "stub":
-            os.kill(self.stub(size), signal.SIGKILL)
-        elif fault == "server":
-            os.kill(self.server.pid, signal.SIGKILL)
-        else:
-            self.server.terminate()
-
-    def stub(self, size: int) -> int:
-        """The process that runs a stage."""
-        named = f"/unet_{size}/".encode()
-        (pid,) = [p for p in self.server.stubs() if named in Path(f"/proc/{p}/cmdline").read_bytes()]
-        return pid
-
-    def restart(self) -> None:
-        """What a supervisor does that is told by a canary."""
-        if self.server.stubs():
-            os.kill(self.server.pid, signal.SIGKILL)  # asked to end, a server whose stub is gone takes its time
-        self.server.stop()
-        port = int(self.address.rpartition(":")[2])
-        self.server = TritonServer(TritonSettings(**self._settings, drain_s=2, grpc_port=port))
-        self.server.wait_ready()
+WAIT_S = 20.0
+MODEL = "unet_64"
 
 
 @pytest.fixture(scope="module")
-def victim(triton_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    opened = Victim(triton_repository, tmp_path_factory.mktemp("victim") / "tritonserver.log")
-    yield opened
-    opened.server.stop()
+def server(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A tritonserver with room for a few requests, that forgets idle ones soon."""
+    folder = tmp_path_factory.mktemp("faults")
+    whole = folder / "whole"
+    export(
+        ExportSettings(weights=weights, repository=whole, threads=1, batches="1", max_live_bytes=2 << 20, idle_s=2.0)
+    )
+    shutil.copytree(whole / MODEL, folder / "repository" / MODEL)
+    with running_triton(TritonSettings(repository=folder / "repository", log=folder / "triton.log")) as running:
+        yield running
 
 
-async def struck(asking: Asked, victim: Victim, fault: str, size: int, step: int) -> asyncio.Task[np.ndarray]:
-    """A drawing at the victim, which has been hit when `step` steps were done."""
-    begun = asyncio.Event()
-
-    def on_step(picture: int, done: int, x0: np.ndarray | None) -> None:
-        if done == step:
-            begun.set()
-
-    async def draw() -> np.ndarray:
-        return (await asking.draw(plans(size, 7, STEPS[size]), inputs(size), on_step=on_step))[0]
-
-    async with AsyncExitStack() as held:
-        for other in asking.stage.endpoints.in_use:
-            if other.address != victim.address:  # busy, so that the victim is asked
-                other.in_flight += 1
-                held.callback(_free, other)
-        drawing = asyncio.create_task(draw())
-        await begun.wait()
-    victim.strike(fault, size)
-    return drawing
+def live(server: TritonServer) -> tuple[float, float]:
+    return figure(server, "reimagen_stage_live_requests", MODEL), figure(server, "reimagen_stage_live_bytes", MODEL)
 
 
-def _free(endpoint: Endpoint[ModelCard]) -> None:
-    endpoint.in_flight -= 1
+def wait_until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < give_up, "it does not come true"
+        time.sleep(0.05)
 
 
-def test_killed_in_the_middle_of_a_stage(host: Host, triton_server: TritonServer, victim: Victim) -> None:
-    """By turns another Triton takes over, or the killed one when it has been started again."""
-    chance = random.Random(FAULTS)
-
-    async def ask(number: int) -> None:
-        size, fault = SIZES[number % len(SIZES)], ("stub", "server", "term")[number // len(SIZES) % 3]
-        step, alone = chance.randrange(1, STEPS[size] // 2), number % 2 == 1
-        said = f"{fault}, at step {step} of unet_{size}, {'alone' if alone else 'beside another'}"
-        async with asked(size, triton_server.address) as reference:
-            wanted, _ = await reference.draw(plans(size, 7, STEPS[size]), inputs(size))
-        addresses = (victim.address,) if alone else (victim.address, triton_server.address)
-        async with asked(size, *addresses, wait_for=len(addresses)) as asking:
-            drawing = await struck(asking, victim, fault, size, step)
-            hit = time.monotonic()
-            if alone:
-                await asyncio.to_thread(victim.restart)
-            drawn = await drawing
-            assert np.array_equal(drawn, wanted), said
-            print(f"\n{said}: drawn {time.monotonic() - hit:.2f} s after the fault")
-            if not alone:
-                await asyncio.to_thread(victim.restart)
-            await asking.until(lambda: victim.address in asking.in_use, RECOVERED_S)
-
-    for number in range(FAULTS):
-        host.call(ask(number), timeout_s=180.0)
+def long_request(seed: int = 1, steps: int = 1000, **changes: Any) -> StageRequest:
+    return StageRequest(plans=plans(64, seed, steps, **changes), inputs=text_inputs(seed, 2))
 
 
-def test_a_dead_stub_is_found_out_though_triton_says_ready(host: Host, victim: Victim) -> None:
-    async def ask() -> None:
-        async with asked(64, victim.address) as asking:
-            asking.changed.clear()
-            victim.strike("stub", 64)
-            ejected_s = await asking.until(lambda: not asking.in_use, EJECTED_S)
-            victim.server.wait_ready(timeout_s=5.0)  # so it says
-            await asyncio.to_thread(victim.restart)
-            restarted_s = await asking.until(lambda: bool(asking.in_use), RECOVERED_S)
-            print(f"\nejected after {ejected_s:.2f} s, in use {restarted_s:.2f} s after the restart")
-            await asking.draw(plans(64, 7, 2), inputs(64))
+def test_a_cancelled_request_stops_and_its_state_is_freed(server: TritonServer) -> None:
+    with stream(server) as other:
+        with stream(server) as opened:
+            opened.send(MODEL, long_request(), name="a")
+            assert opened.receive()[1].steps == (1,)
+            assert live(server)[0] == 1 and live(server)[1] > 0
+        wait_until(lambda: live(server) == (0, 0))
+        steps = figure(server, "reimagen_stage_trajectory_steps_total", MODEL)
+        assert steps < 1000
+        time.sleep(0.3)
+        assert figure(server, "reimagen_stage_trajectory_steps_total", MODEL) == steps
+        other.send(MODEL, long_request(steps=2), name="b")
+        assert len(other.finish({"b"})["b"]) == 2
 
-    host.call(ask(), timeout_s=180.0)
+
+def test_a_cancelled_request_leaves_its_batch(server: TritonServer) -> None:
+    with stream(server) as other:
+        other.send(MODEL, long_request(2, 300), name="b")
+        with stream(server) as opened:
+            opened.send(MODEL, long_request(), name="a")
+            opened.receive()
+        other.finish({"b"})
+    wait_until(lambda: live(server) == (0, 0))
+
+
+def test_a_deadline_ends_a_request_with_its_state(server: TritonServer) -> None:
+    with stream(server) as opened:
+        opened.send(MODEL, long_request(), name="a", timeout=300_000)
+        with pytest.raises(DeadlineExceeded, match="stage 64"):
+            opened.finish({"a"})
+        wait_until(lambda: live(server) == (0, 0))
+
+
+def test_what_lives_is_bounded(server: TritonServer) -> None:
+    with stream(server) as opened, stream(server) as other:
+        opened.send(MODEL, long_request(), name="a")
+        opened.receive()
+        other.send(MODEL, StageRequest(plans=plans(64, 1, 2, 40), inputs=text_inputs(1, 2)), name="b")
+        with pytest.raises(ResourceExhausted, match=r"40 pictures need .* the limit is 2 MiB") as refused:
+            other.receive()
+        assert refused.value.retry_after_s
+        other.send(MODEL, long_request(steps=2), name="c")
+        assert len(other.finish({"c"})["c"]) == 2
+
+
+WRONG: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
+    "plans": lambda t: t.update(plans=np.frombuffer(b"[{}", np.uint8)[None]),
+    "plans[0]": lambda t: t.update(plans=np.frombuffer(b'[{"stage": 64}]', np.uint8)[None]),
+    "plans[0].stage": lambda t: t.update(
+        plans=pack_request(StageRequest(plans=plans(256, 1, 2), inputs=None))["plans"]
+    ),
+    "text": lambda t: t.update(text=t["text"][:, :, :7].copy()),
+    "text_mask": lambda t: t.pop("text_mask"),
+    "neighbors": lambda t: t.update(neighbors=t["neighbors"][:, :1].copy(), text=t["text"] * np.float32("nan")),
+    "neighbor_text": lambda t: t.update(neighbor_text=t["neighbor_text"][:, :1].copy()),
+    "negative_text": lambda t: t.update(negative_text=t["text"].copy()),
+    "preview_every": lambda t: t.update(preview_every=np.array([[-1]], np.int32)),
+    "start": lambda t: t.update(plans=pack_request(long_request(steps=2, start_time=0.5))["plans"]),
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_wrong_content_ends_its_request_alone(server: TritonServer, field: str) -> None:
+    tensors = pack_request(long_request(steps=2))
+    WRONG[field](tensors)
+    with stream(server) as opened, stream(server) as other:
+        other.send(MODEL, long_request(3, 30), name="good")
+        opened.send(MODEL, tensors, name="bad")
+        with pytest.raises(InvalidArgument) as refused:
+            opened.receive()
+        named = refused.value.violations[0][0]
+        assert named in (field, "text"), f"{named}: {refused.value}"
+        assert len(other.finish({"good"})["good"]) == 30
+    wait_until(lambda: live(server) == (0, 0))
+
+
+def test_a_question_without_plans_tells_what_the_model_is(server: TritonServer) -> None:
+    with stream(server) as opened:
+        opened.send(MODEL, StageRequest(plans=(), inputs=None), name="a")
+        card = opened.finish({"a"})["a"][-1].model
+    assert card is not None and (card.stage, card.version, card.max_live_bytes) == (64, "1", 2 << 20)
+    assert card.unet.text_width == 384 and len(card.sha256) == 64 and card.parameters > 1000
+    assert card.trained == {"examples": 0}
+
+
+def test_many_requests_come_and_go_and_nothing_is_left(server: TritonServer) -> None:
+    """More than fit in one batch, of all kinds, some of them broken off."""
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        with stream(server) as opened, stream(server) as broken:
+            wanted = set()
+            for i in rng.permutation(len(ORDERS[64])):
+                order, given = ORDERS[64][i]
+                opened.send(MODEL, StageRequest(plans=order, inputs=given), name=str(i))
+                wanted.add(str(i))
+                broken.send(MODEL, long_request(int(i), 500), name="x")
+            broken.cancel()
+            opened.finish(wanted)
+    wait_until(lambda: live(server) == (0, 0))
+
+
+def test_nothing_outlives_a_killed_server(weights: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle of a step: the stub ends by itself, `stop` cleans shared memory."""
+    export(ExportSettings(weights=weights, repository=tmp_path / "whole", threads=1, batches="1"))
+    shutil.copytree(tmp_path / "whole" / MODEL, tmp_path / "repository" / MODEL)
+    before = set(SHM.iterdir())
+    settings = TritonSettings(repository=tmp_path / "repository", log=tmp_path / "triton.log")
+    with running_triton(settings) as running, stream(running) as opened:
+        opened.send(MODEL, replace(long_request(), preview_every=1), name="a")
+        opened.receive()
+        stubs = running.stubs()
+        assert len(stubs) == 1 and set(SHM.iterdir()) - before
+        os.kill(running.pid, signal.SIGKILL)
+        wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in stubs))
+    assert not {path for path in set(SHM.iterdir()) - before if path.name.startswith("reimagen-")}
