@@ -91,7 +91,7 @@ class Ticket:
 
     @contextmanager
     def visit(self, stage: int) -> Iterator[Visit]:
-        """The time that its pictures are in a stage; the block counts `steps_done`, so that the next forecast is right."""
+        """The time that its pictures are in a stage; the block tells the visit of its steps, for the next forecast."""
         self._next_stage = 1 + next(i for i, work in enumerate(self.works) if work.stage == stage)
         with self._admission.times.visit(self.works[self._next_stage - 1]) as visit:
             self._visit = visit
@@ -140,6 +140,7 @@ class Admission:
         self._is_draining = False
         self._unconfirmed = 0  # deadlines refused since the estimates were last confirmed
         self._confirmed_samples = 0
+        self._left = asyncio.Event()
         metrics.capacity.set(limits.slots)
 
     @property
@@ -174,6 +175,10 @@ class Admission:
         self._fill_slots()
         return ticket
 
+    async def next_leaving(self) -> None:
+        """Wait until one that is drawn gives its place up."""
+        await self._left.wait()
+
     def leave(self, ticket: Ticket) -> None:
         """Give a place up, whichever it is; more than once does nothing."""
         if ticket.state is _State.WAITING:
@@ -183,6 +188,8 @@ class Admission:
             del self._running[ticket]
             self._metrics.in_flight.labels(_label(ticket)).dec()
             ticket.becomes(_State.GONE)
+            left, self._left = self._left, asyncio.Event()
+            left.set()
         self._fill_slots()
 
     def drain(self) -> None:

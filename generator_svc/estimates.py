@@ -20,6 +20,8 @@ from common.diffusion.guidance import coefficients
 from common.diffusion.plan import Plan
 
 _NEWEST = 0.2  # weight of the newest sample in a running mean
+_RISING = 0.05  # likewise, in what a step takes at the least, of a sample above it
+_ENOUGH_SAMPLES = 3  # the first ones pay for what is slow once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,61 +51,101 @@ def stage_work(plan: Plan, num_pictures: int) -> StageWork:
 class _Point:
     rows: float
     seconds: float
+    least_s: float
     is_guess: bool
 
 
 class StepCurve:
-    """Seconds of one step by the rows that share it: running means at powers of two, straight lines between."""
+    """Seconds of one step by the rows that share it: points at about powers of two, straight lines between.
+
+    Two things are asked of it: what a row costs, which is a mean, and how long a step takes at the least, which is what a
+    deadline may be refused for. One slow sample says that the machine was busy, not that it always will be.
+    """
 
     def __init__(self) -> None:
         self._points: dict[int, _Point] = {}
+        self._num_samples = 0
+        self._was_guessed = False
 
-    def learn(self, rows: float, seconds: float, *, is_guess: bool = False) -> None:
-        """Take a sample in; a guess counts until the first measurement beside it."""
+    @property
+    def is_trusted(self) -> bool:
+        """Whether enough is known to refuse a deadline for it."""
+        return self._was_guessed or self._num_samples >= _ENOUGH_SAMPLES
+
+    def guess(self, row_s: float) -> None:
+        """Seconds of a step of one row; each further row takes as long, until it is measured."""
+        self._points[0] = _Point(rows=1.0, seconds=row_s, least_s=row_s, is_guess=True)
+        self._was_guessed = True
+
+    def learn(self, rows: float, seconds: float) -> None:
+        """Take a sample in."""
+        self._num_samples += 1
         bucket = round(math.log2(max(rows, 1.0)))
         known = self._points.get(bucket)
-        if known is None or (known.is_guess and not is_guess):
-            self._points[bucket] = _Point(rows=rows, seconds=seconds, is_guess=is_guess)
-        else:
-            known.rows += _NEWEST * (rows - known.rows)
-            known.seconds += _NEWEST * (seconds - known.seconds)
+        if known is None or known.is_guess:
+            self._points[bucket] = _Point(rows=rows, seconds=seconds, least_s=seconds, is_guess=False)
+            return
+        known.rows += _NEWEST * (rows - known.rows)
+        known.seconds += _NEWEST * (seconds - known.seconds)
+        known.least_s = min(seconds, known.least_s + _RISING * (seconds - known.least_s))
 
-    def seconds(self, rows: float) -> float:
-        """Of one step that `rows` rows share; 0 where nothing is known."""
+    def least_s(self, rows: float) -> float:
+        """Of one step that `rows` rows share, at the least; 0 where nothing is known."""
         points = self._rising()
         if not points or rows <= 0.0:
             return 0.0
-        if rows <= points[0].rows:
-            return points[0].seconds * rows / points[0].rows  # fewer rows never take longer, and may take this
-        for below, above in pairwise(points):
-            if rows <= above.rows:
-                share = (rows - below.rows) / (above.rows - below.rows)
-                return below.seconds + share * (above.seconds - below.seconds)
-        last = points[-1]
-        if len(points) == 1:
-            return last.seconds * rows / last.rows
-        slope = (last.seconds - points[-2].seconds) / (last.rows - points[-2].rows)
-        return last.seconds + (rows - last.rows) * min(slope, last.seconds / last.rows)
+        (first_rows, first_s), (last_rows, last_s) = points[0], points[-1]
+        if rows <= first_rows:
+            return first_s * rows / first_rows  # fewer rows never take longer, and may take this
+        for (below, below_s), (above, above_s) in pairwise(points):
+            if rows <= above:
+                return below_s + (rows - below) / (above - below) * (above_s - below_s)
+        if len(points) > 1:
+            below, below_s = points[-2]
+            return last_s + (rows - last_rows) * min((last_s - below_s) / (last_rows - below), last_s / last_rows)
+        is_guess = all(point.is_guess for point in self._points.values())
+        return last_s * rows / last_rows if is_guess else last_s
 
     def row_s(self) -> float:
         """Seconds that one row costs where as many share a step as pays best; 0 where nothing is known."""
         return min((point.seconds / point.rows for point in self._points.values()), default=0.0)
 
-    def _rising(self) -> list[_Point]:
-        """The points by rows; one that says fewer seconds than a smaller one is noise, and is passed over."""
-        rising: list[_Point] = []
-        for point in sorted(self._points.values(), key=lambda point: point.rows):
-            if not rising or (point.rows > rising[-1].rows and point.seconds >= rising[-1].seconds):
-                rising.append(point)
-        return rising
+    def _rising(self) -> list[tuple[float, float]]:
+        """(rows, least seconds): never more than a step of more rows was seen to take."""
+        rising: list[tuple[float, float]] = []
+        least_s = math.inf
+        for point in sorted(self._points.values(), key=lambda point: point.rows, reverse=True):
+            least_s = min(least_s, point.least_s)
+            if not rising or point.rows < rising[-1][0]:
+                rising.append((point.rows, least_s))
+        return rising[::-1]
 
 
 class Visit:
     """One order in one stage, from its entry to its leaving."""
 
-    def __init__(self, work: StageWork) -> None:
+    def __init__(self, work: StageWork, look: Callable[[], tuple[float, float]]) -> None:
+        """`look` gives the time, and the integral over it of the rows in the stage."""
         self.work = work
         self.steps_done = 0
+        self._look = look
+        self._entered = self._last = look()
+        self._first: tuple[float, float] | None = None
+
+    def step(self, steps_done: int) -> None:
+        """Told after each step of a picture."""
+        if steps_done > self.steps_done:
+            self.steps_done, self._last = steps_done, self._look()
+            if self._first is None:
+                self._first = self._last
+
+    def sample(self) -> tuple[float, float] | None:
+        """(mean rows, seconds a step), the first step left out where there are more: texts and neighbors are encoded in it."""
+        if self._first is None:
+            return None
+        steps, (since_s, area) = (self.steps_done - 1, self._first) if self.steps_done > 1 else (1, self._entered)
+        elapsed_s = self._last[0] - since_s
+        return ((self._last[1] - area) / elapsed_s, elapsed_s / steps) if elapsed_s > 0 else None
 
 
 class StageTimes:
@@ -120,29 +162,23 @@ class StageTimes:
         self._changed_s: dict[int, float] = {}
         self._beside_s = 0.0
         self.samples = 0  # measurements taken in, ever
-        for stage, seconds in (guesses or {}).items():
-            self.guess(stage, seconds)
-
-    def guess(self, stage: int, row_s: float) -> None:
-        """Seconds of one row's pass, until it is measured."""
-        self._curve(stage).learn(1.0, row_s, is_guess=True)
+        for stage, row_s in (guesses or {}).items():
+            self._curve(stage).guess(row_s)
 
     @contextmanager
     def visit(self, work: StageWork) -> Iterator[Visit]:
-        """The time that an order is in a stage; the block counts its visit's `steps_done`.
+        """The time that an order is in a stage; the block tells the visit of its steps.
 
         One that is broken off teaches as well, where it has done a step.
         """
-        visit = Visit(work)
-        entered_s, area = self._change(work.stage, work.rows)
+        self._change(work.stage, work.rows)
+        visit = Visit(work, lambda: self._change(work.stage, 0.0))
         try:
             yield visit
         finally:
-            left_s, area_then = self._change(work.stage, -work.rows)
-            elapsed_s = left_s - entered_s
-            if visit.steps_done and elapsed_s > 0:
-                mean_rows = (area_then - area) / elapsed_s
-                self._curve(work.stage).learn(mean_rows, elapsed_s / visit.steps_done)
+            self._change(work.stage, -work.rows)
+            if (sample := visit.sample()) is not None:
+                self._curve(work.stage).learn(*sample)
                 self.samples += 1
 
     def learn_beside(self, seconds: float) -> None:
@@ -155,11 +191,12 @@ class StageTimes:
         return self._beside_s
 
     def step_s(self, stage: int, rows: float) -> float:
-        """Seconds of one step of a stage that `rows` rows share; 0 where nothing is known."""
-        return self._curve(stage).seconds(rows)
+        """Seconds of one step of a stage that `rows` rows share, at the least; 0 where too little is known."""
+        curve = self._curve(stage)
+        return curve.least_s(rows) if curve.is_trusted else 0.0
 
     def alone_s(self, works: Iterable[StageWork]) -> float:
-        """Seconds that an order takes with nobody beside it."""
+        """Seconds that an order takes with nobody beside it, at the least."""
         return self._beside_s + sum(work.steps * self.step_s(work.stage, work.rows) for work in works)
 
     def work_s(self, works: Sequence[StageWork]) -> float:

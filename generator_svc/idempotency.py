@@ -23,7 +23,10 @@ _EVENT_BYTES = 200  # of an event beside what it carries
 
 
 class SharedDrawings:
-    """Drawings by the ids of their requests: those under way, and those that ended a short while ago."""
+    """Drawings by the ids of their requests: those under way, and those that ended a short while ago.
+
+    Each goes on at its own pace, whoever reads it slowly, and ends when nobody listens any more.
+    """
 
     def __init__(self, *, kept_s: float, kept_bytes: int) -> None:
         """What is done is kept for `kept_s` seconds, and in `kept_bytes` of memory at most, the oldest going first."""
@@ -39,13 +42,13 @@ class SharedDrawings:
         """Memory that finished drawings take."""
         return self._held_bytes
 
-    async def draw(self, request_id: str, content: bytes, call: Call, begin: Begin) -> AsyncIterator[Event]:
+    async def draw(self, request_id: str, content: bytes, call: Call, begin: Begin) -> AsyncGenerator[Event, None]:
         """The events of a request, from the first: of its own drawing, or of the one that has its id.
 
         Whoever leaves, leaves alone; the drawing ends when nobody is left. A drawing that fails is forgotten.
 
         Args:
-            request_id: a UUID.
+            request_id: a UUID; empty: this drawing is nobody else's.
             content: what must be the same for two requests to be one, e.g. a digest.
             call: who waits.
             begin: draws; called where no drawing has the id.
@@ -54,11 +57,11 @@ class SharedDrawings:
             InvalidArgument: `request_id` is no UUID, or names a request with other content.
             ServiceError: as `begin` does.
         """
-        request_id = _canonical(request_id)
+        is_named, request_id = bool(request_id), _canonical(request_id)
         drawing = self._drawings.get(request_id)
         if drawing is None:
             drawing = self._drawings[request_id] = _Drawing(content)
-            drawing.task = asyncio.create_task(self._run(request_id, drawing, begin))
+            drawing.task = asyncio.create_task(self._run(request_id, drawing, begin, keep=is_named))
             self._tasks.add(drawing.task)
             drawing.task.add_done_callback(self._tasks.discard)
         elif drawing.content != content:
@@ -85,7 +88,7 @@ class SharedDrawings:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, request_id: str, drawing: _Drawing, begin: Begin) -> None:
+    async def _run(self, request_id: str, drawing: _Drawing, begin: Begin, *, keep: bool) -> None:
         call = Call(is_cancelled=lambda: not drawing.callers, time_remaining_s=drawing.time_remaining_s)
         try:
             async with aclosing(begin(call)) as events:
@@ -100,12 +103,14 @@ class SharedDrawings:
             raise
         else:
             drawing.end(None)
-            self._keep(request_id, drawing)
+            self._keep(request_id, drawing, is_wanted=keep)
 
-    def _keep(self, request_id: str, drawing: _Drawing) -> None:
+    def _keep(self, request_id: str, drawing: _Drawing, *, is_wanted: bool) -> None:
         self._forget(request_id, drawing)
+        if not is_wanted or self._kept_s <= 0:
+            return
         result = drawing.result()  # a copy: those who listen still hear the steps as well
-        if self._kept_s <= 0 or result.bytes > self._kept_bytes:
+        if result.bytes > self._kept_bytes:
             return
         while self._held_bytes + result.bytes > self._kept_bytes:
             self._expire(next(iter(self._kept)))
@@ -198,6 +203,8 @@ class _Drawing:
 
 
 def _canonical(request_id: str) -> str:
+    if not request_id:
+        return str(uuid.uuid4())
     try:
         return str(uuid.UUID(request_id))
     except ValueError:

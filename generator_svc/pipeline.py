@@ -13,10 +13,23 @@ import numpy as np
 from common.diffusion.plan import Plan
 from common.images import to_unit
 from common.pictures import Picture
+from common.service.errors import ResourceExhausted
 from common.stages import stage as stage_spec
 from common.text import MAX_TOKENS
+from generator_svc.admission import Admission, Ticket
 from generator_svc.call import Call
-from generator_svc.events import Accepted, Done, Event, Image, NeighborsFound, StageFinished, StageStarted, StepDone
+from generator_svc.estimates import stage_work
+from generator_svc.events import (
+    Accepted,
+    Done,
+    Event,
+    Image,
+    NeighborsFound,
+    Queued,
+    StageFinished,
+    StageStarted,
+    StepDone,
+)
 from generator_svc.metrics import GeneratorMetrics
 from generator_svc.neighbor_source import NeighborSource
 from generator_svc.neighbors import Neighbor, Retrieved, draw_neighbors
@@ -27,7 +40,10 @@ from generator_svc.progress import Progress, Step
 from generator_svc.record import full_record, order_record, picture_record
 from generator_svc.recorded_order import check_recorded_order, check_weights
 from generator_svc.stage_backend import StageBackend, StageInfo, StageNeeds, StageSeat, TextBackend
-from generator_svc.stage_inputs import EncodedTexts, OrderTexts, Start, make_inputs
+from generator_svc.stage_inputs import EncodedTexts, OrderTexts, StageInputs, Start, make_inputs
+from generator_svc.waiting_line import Priority
+
+_BESIDE = ("retrieve", "encode", "encode_pictures")  # what an order takes beside its stages
 
 
 @dataclass(kw_only=True)
@@ -63,12 +79,14 @@ class Pipeline:
         texts: TextBackend,
         stages: Mapping[int, StageBackend],
         metrics: GeneratorMetrics,
+        admission: Admission,
     ) -> None:
         """`stages` by the side of their pictures."""
         self._neighbors = neighbors
         self._texts = texts
         self._stages = stages
         self._metrics = metrics
+        self._admission = admission
 
     @property
     def text_encoder(self) -> str:
@@ -94,8 +112,15 @@ class Pipeline:
         clock, pictures = _Clock(), None
         async with AsyncExitStack() as held:
             held.enter_context(clock.time("total"))
-            seats = await self._admit(checked, held)
-            yield Accepted(prompt=checked.order.prompt, seeds=checked.seeds, stages=checked.sizes)
+            ticket = held.enter_context(self._admit(checked, call))
+            if has_waited := ticket.position > 0:
+                yield _accepted(checked, ticket)
+                with clock.time("wait"):
+                    async for position in ticket.positions():
+                        yield Queued(queue_position=position)
+            seats = await self._take_seats(checked, held, is_patient=has_waited)
+            if not has_waited:
+                yield _accepted(checked, ticket)
             begun_with = await asyncio.to_thread(_begin_with, checked.order)
             with clock.time("retrieve"):
                 retrieved = await self._neighbors.find(checked, call)
@@ -113,9 +138,7 @@ class Pipeline:
                     shown = await asyncio.to_thread(_shown, seats[size].info, retrieved.neighbors)
                     inputs = make_inputs(seats[size].info.unet, size, texts, encoded, shown, start)
                     progress, every = Progress(), checked.order.preview_every
-                    with _under_way(
-                        seats[size].run(plans, inputs, on_step=progress.report, preview_every=every, call=call)
-                    ) as running:
+                    with _under_way(_run(ticket, seats[size], plans, inputs, progress, every, call)) as running:
                         async for step in progress.until_done(running):
                             yield await _step_done(plans[0], step)
                         pictures = await running
@@ -129,13 +152,34 @@ class Pipeline:
                 async for image in _images(checked, pictures, common):
                     self._metrics.pictures.labels(checked.sizes[-1]).inc()
                     yield image
+        self._admission.times.learn_beside(sum(clock.seconds[name] for name in _BESIDE))
         yield Done(record=full_record(common, checked, clock.seconds, infos=infos))
 
-    async def _admit(self, checked: CheckedOrder, held: AsyncExitStack) -> dict[int, StageSeat]:
-        """Let an order in, before any work is done for it: room in every stage, held until `held` is left.
+    def _admit(self, checked: CheckedOrder, call: Call) -> Ticket:
+        """An order's place among the others; decided at once, before any work is done for it."""
+        works = [stage_work(plans[0], len(plans)) for plans in checked.stages]
+        return self._admission.take(works, Priority[checked.order.priority.upper()], call)
 
-        Room is taken for the whole order: none is turned away when half of its work is done.
+    async def _take_seats(
+        self, checked: CheckedOrder, held: AsyncExitStack, *, is_patient: bool
+    ) -> dict[int, StageSeat]:
+        """Room in every stage, held until `held` is left.
+
+        Room is taken for the whole order: none is turned away when half of its work is done. One that has waited for its
+        turn waits for room as well.
         """
+        while True:
+            try:
+                async with AsyncExitStack() as taken:
+                    seats = await self._reserve(checked, taken)
+                    held.push_async_exit(taken.pop_all())
+                    return seats
+            except ResourceExhausted as error:
+                if not is_patient or error.retry_after_s is None or self._admission.num_running == 1:
+                    raise
+            await self._admission.next_leaving()
+
+    async def _reserve(self, checked: CheckedOrder, held: AsyncExitStack) -> dict[int, StageSeat]:
         num_texts = 1 + bool(checked.order.negative_prompt)
         needs = StageNeeds(
             num_pictures=checked.num_pictures,
@@ -156,6 +200,34 @@ class Pipeline:
         captions = tuple(neighbor.caption for neighbor in retrieved.neighbors)
         texts = OrderTexts(prompt=order.prompt, negative=order.negative_prompt, captions=captions)
         return texts, await self._texts.encode(texts.in_order(), call=call)
+
+
+def _accepted(checked: CheckedOrder, ticket: Ticket) -> Accepted:
+    return Accepted(
+        prompt=checked.order.prompt,
+        seeds=checked.seeds,
+        stages=checked.sizes,
+        queue_position=ticket.position,
+    )
+
+
+async def _run(
+    ticket: Ticket,
+    seat: StageSeat,
+    plans: Sequence[Plan],
+    inputs: StageInputs,
+    progress: Progress,
+    preview_every: int,
+    call: Call,
+) -> np.ndarray:
+    """Run a stage, and let admission know how it goes."""
+    with ticket.visit(plans[0].stage) as visit:
+
+        def on_step(picture: int, step: int, x0: np.ndarray | None) -> None:
+            visit.step(step)
+            progress.report(picture, step, x0)
+
+        return await seat.run(plans, inputs, on_step=on_step, preview_every=preview_every, call=call)
 
 
 def _reads(info: StageInfo) -> StageReads:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 import grpc.aio
@@ -12,6 +13,8 @@ from reimagen.generator.v1 import generator_pb2_grpc as pb_grpc
 
 from common.service.errors import InvalidArgument
 from generator_svc.call import Call
+from generator_svc.events import Event
+from generator_svc.idempotency import SharedDrawings
 from generator_svc.pipeline import Pipeline
 from generator_svc.wire import WholeResponse, models_response, order_of, response_of
 
@@ -21,14 +24,15 @@ SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["GeneratorService"].full_name
 class GeneratorServicer(pb_grpc.GeneratorServiceServicer):
     """Draws what callers ask for. Errors are the domain's: the call interceptor makes statuses of them."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, drawings: SharedDrawings) -> None:
         self._pipeline = pipeline
+        self._drawings = drawings
 
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateResponse]:
         """See generator.proto."""
-        async with aclosing(self._pipeline.draw(order_of(request), _call(context))) as events:
+        async with aclosing(self._draw(request, context)) as events:
             async for event in events:
                 yield response_of(event)
 
@@ -40,7 +44,7 @@ class GeneratorServicer(pb_grpc.GeneratorServiceServicer):
         try:
             if request.request.preview_every:
                 raise InvalidArgument("preview_every", f"{request.request.preview_every}: one answer has no previews")
-            async with aclosing(self._pipeline.draw(order_of(request.request), _call(context))) as events:
+            async with aclosing(self._draw(request.request, context)) as events:
                 async for event in events:
                     whole.take(event)
         except InvalidArgument as error:
@@ -53,6 +57,17 @@ class GeneratorServicer(pb_grpc.GeneratorServiceServicer):
     ) -> pb.ListModelsResponse:
         """See generator.proto."""
         return models_response(await self._pipeline.models(), self._pipeline.text_encoder)
+
+    def _draw(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> AsyncGenerator[Event, None]:
+        order = order_of(request)
+        return self._drawings.draw(
+            request.request_id, _digest(request), _call(context), lambda call: self._pipeline.draw(order, call)
+        )
+
+
+def _digest(request: pb.GenerateRequest) -> bytes:
+    """What is the same for two requests that ask for the same."""
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
 def _call(context: grpc.aio.ServicerContext) -> Call:

@@ -7,7 +7,7 @@ never hear that the service is about to end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -36,6 +36,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._is_serving: dict[str, bool] = {"": False, READINESS: False}
         self._is_usable = True
         self._changed = asyncio.Event()
+        self._when_ending: list[Callable[[], object]] = []
 
     def set_serving(self, names: Iterable[str]) -> None:
         """The services of these names answer from now on."""
@@ -43,9 +44,15 @@ class Health(health_pb2_grpc.HealthServicer):
         self._ring()
 
     def set_all_not_serving(self) -> None:
-        """None of them does."""
+        """None of them does: the service is about to end."""
         self._is_serving = dict.fromkeys(self._is_serving, False)
         self._ring()
+        for tell in self._when_ending:
+            tell()
+
+    def when_ending(self, tell: Callable[[], object]) -> None:
+        """`tell` is called when the service is about to end, while calls are still under way and taken."""
+        self._when_ending.append(tell)
 
     def set_usable(self, usable: bool) -> None:
         """Whether what the services depend on can be used; while it cannot, none of them answers."""

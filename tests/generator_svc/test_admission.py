@@ -133,8 +133,7 @@ def test_nothing_known_refuses_nothing() -> None:
 def test_the_decision_takes_under_ten_milliseconds_behind_a_full_line() -> None:
     """The slowest decision there is: a forecast over 200 orders of three stages each."""
     desk = Desk(replace(LIMITS, slots=8, max_waiting=200, max_waiting_s=1e9))
-    for stage in (256, 1024):
-        desk.times.guess(stage, 1.0)
+    desk.times = desk.admission.times = StageTimes(dict.fromkeys((64, 256, 1024), 1.0))
     three = tuple(StageWork(stage=stage, steps=8, rows=3.0) for stage in (64, 256, 1024))
     for _ in range(207):
         desk.admission.take(three, Priority.NORMAL, Call())
@@ -237,7 +236,7 @@ def test_what_is_under_way_shortens_the_forecast() -> None:
     desk = Desk(replace(LIMITS, slots=1))
     running = desk.take(10)
     with running.visit(64) as visit:
-        visit.steps_done = 8
+        visit.step(8)
         with pytest.raises(DeadlineExceeded, match=r"about 3 s, 2 s of them waiting"):
             desk.take(1, within_s=2.0)
         desk.clock.now_s += 16.0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.diffusion.guidance import Guidance
 from common.stages import stage
-from generator_svc.estimates import StageTimes, StageWork, StepCurve, stage_work
+from generator_svc.estimates import StageTimes, StageWork, StepCurve, Visit, stage_work
 from generator_svc.forecast import Course, forecast
 
 GUIDANCE = stage(64).plan(0).guidance
@@ -42,7 +42,7 @@ def test_more_rows_never_take_less(samples: list[tuple[float, float]], rows: lis
     curve = StepCurve()
     for sample in samples:
         curve.learn(*sample)
-    seconds = [curve.seconds(each) for each in rows]
+    seconds = [curve.least_s(each) for each in rows]
     assert all(below <= above * (1 + 1e-9) for below, above in pairwise(seconds))
     assert seconds[0] > 0
 
@@ -53,19 +53,34 @@ def test_a_curve_learns_a_cpu_and_a_gpu() -> None:
         for rows in (1, 2, 4, 8, 16) * 3:
             curve.learn(rows, fixed_s + row_s * rows)
         for rows in (1, 3, 6, 12, 32):
-            assert curve.seconds(rows) == pytest.approx(fixed_s + row_s * rows, rel=1e-6)
+            assert curve.least_s(rows) == pytest.approx(fixed_s + row_s * rows, rel=1e-6)
         assert curve.row_s() == pytest.approx(fixed_s / 16 + row_s)
 
 
 def test_a_guess_counts_until_it_is_measured() -> None:
     curve = StepCurve()
-    assert curve.seconds(3) == 0.0 == curve.row_s()
-    curve.learn(1.0, 5.0, is_guess=True)
-    assert curve.seconds(3) == 15.0
+    assert curve.least_s(3) == 0.0 == curve.row_s() and not curve.is_trusted
+    curve.guess(5.0)
+    assert curve.least_s(3) == 15.0 and curve.row_s() == 5.0 and curve.is_trusted
     curve.learn(1.0, 0.1)
-    assert curve.seconds(1) == 0.1
-    curve.learn(1.0, 5.0, is_guess=True)
-    assert curve.seconds(1) < 1.2, "a guess after a measurement is one sample among others"
+    assert curve.least_s(1) == 0.1 == curve.row_s() and curve.is_trusted
+
+
+def test_a_slow_moment_refuses_nobody() -> None:
+    curve = StepCurve()
+    curve.learn(3.0, 6.0)
+    assert curve.least_s(48) == 6.0, "what more rows cost is not known yet, and not made up"
+    assert not curve.is_trusted
+    curve.learn(3.0, 0.1)
+    curve.learn(3.0, 0.1)
+    assert curve.is_trusted and curve.least_s(3) == pytest.approx(0.1)
+    curve.learn(3.0, 6.0)
+    assert curve.least_s(3) < 0.5 < curve.row_s(), "the mean is another matter"
+    for _ in range(100):
+        curve.learn(3.0, 6.0)
+    assert curve.least_s(3) > 5.5, "a machine that has become slow is believed in the end"
+    curve.learn(6.0, 0.2)
+    assert curve.least_s(3) <= 0.2001, "fewer rows never take longer than more"
 
 
 class Clock:
@@ -77,18 +92,41 @@ class Clock:
         return self.now_s
 
 
+def take_steps(clock: Clock, seconds: float, *visits: Visit, first: int = 1, count: int) -> None:
+    """Let visits take so many steps, each of them so long."""
+    for step in range(first, first + count):
+        clock.now_s += seconds
+        for visit in visits:
+            visit.step(step)
+
+
 def test_orders_that_share_a_stage_teach_what_sharing_costs() -> None:
-    """A: 10 steps in 10 s, for 5 of which B was there, who came later: rows of 1.5 and of 2, a second each."""
+    """Alone a step takes half a second, and one a second where two share it; encoding takes 10 s, and is no step."""
     clock = Clock()
     times = StageTimes(now=clock)
     work = StageWork(stage=64, steps=10, rows=1.0)
     with times.visit(work) as first:
-        clock.now_s = 5.0
-        with times.visit(replace(work, steps=5)) as second:
-            clock.now_s = 10.0
-            first.steps_done, second.steps_done = 10, 5
-    assert times.samples == 2
-    assert times.step_s(64, 2 + 0.2 * (1.5 - 2)) == pytest.approx(1.0)
+        clock.now_s += 10.0
+        take_steps(clock, 0.5, first, count=10)
+    with times.visit(work) as second, times.visit(work) as third:
+        assert times.step_s(64, 2.0) == 0.0, "too few to trust"
+        clock.now_s += 10.0
+        take_steps(clock, 1.0, second, third, count=10)
+    assert times.samples == 3
+    assert (times.step_s(64, 1.0), times.step_s(64, 2.0)) == (0.5, 1.0)
+    assert times.alone_s([work]) == 5.0 and times.work_s([work]) == 5.0
+
+
+def test_who_comes_in_the_middle_is_counted_for_as_long_as_it_is_there() -> None:
+    """Of 8 s between the first step and the last, another was there for 4: 1.5 rows on average."""
+    clock = Clock()
+    times = StageTimes(now=clock)
+    work = StageWork(stage=64, steps=9, rows=1.0)
+    with times.visit(work) as visit:
+        take_steps(clock, 1.0, visit, count=5)
+        with times.visit(work):
+            take_steps(clock, 1.0, visit, first=6, count=4)
+    assert visit.sample() == (1.5, 1.0)
 
 
 def test_one_that_is_broken_off_teaches_what_it_did() -> None:
@@ -96,14 +134,17 @@ def test_one_that_is_broken_off_teaches_what_it_did() -> None:
     times = StageTimes({64: 100.0}, now=clock)
     work = StageWork(stage=64, steps=1000, rows=1.0)
     with times.visit(work) as visit:
-        clock.now_s, visit.steps_done = 6.0, 3
+        take_steps(clock, 2.0, visit, count=3)
     assert times.step_s(64, 1.0) == 2.0
     with times.visit(work):
-        clock.now_s = 50.0  # no step was done: nothing is known
+        clock.now_s += 50.0  # no step was done: nothing is known
     assert times.step_s(64, 1.0) == 2.0
+    with times.visit(replace(work, steps=1)) as visit:
+        take_steps(clock, 1.0, visit, count=1)
+    assert times.step_s(64, 1.0) == 1.0, "one step alone is a sample, if a poor one"
     times.learn_beside(0.5)
-    assert times.alone_s([replace(work, steps=10)]) == 20.5
-    assert times.work_s([replace(work, steps=10, rows=3.0)]) == 60.0
+    assert times.alone_s([replace(work, steps=10)]) == 10.5
+    assert times.work_s([replace(work, steps=10, rows=3.0)]) == pytest.approx(10 * 3 * 1.8)
 
 
 def ends(

@@ -98,11 +98,22 @@ def test_other_content_is_refused_by_name() -> None:
     scene(play)
 
 
-@pytest.mark.parametrize("bad", ["x", "", "6f0d3a4e-7b2c-4c1e-9d52", ID + "0", "\0" * 36])
+@pytest.mark.parametrize("bad", ["x", " ", "6f0d3a4e-7b2c-4c1e-9d52", ID + "0", "\0" * 36])
 def test_an_id_that_is_no_uuid_is_refused(bad: str) -> None:
     async def play() -> None:
         with pytest.raises(InvalidArgument, match=r"request_id: .* is not a UUID"):
             await listen(shared(), Artist(), bad)
+
+    scene(play)
+
+
+def test_a_request_without_an_id_is_its_own() -> None:
+    async def play() -> None:
+        drawings, artist = shared(), Artist()
+        artist.go_on.set()
+        both = [asyncio.create_task(listen(drawings, artist, "")) for _ in range(2)]
+        assert [len(events) for events in await asyncio.gather(*both)] == [5, 5]
+        assert artist.begun == 2 and drawings.held_bytes == 0
 
     scene(play)
 

@@ -20,6 +20,7 @@ from client.display import Lines
 from common.checkpoint import publish_stage
 from common.corpus import Facet, Pair, write_corpus
 from common.scenes import Scene, caption, scene_phrases
+from common.service.health import Health
 from common.service.server import Opened, ServerSettings, serve
 from common.unet.config import UNetConfig
 from common.unet.unet import UNet
@@ -131,6 +132,7 @@ class Host:
                     admin_methods=service.admin_methods,
                     announce=started.set_result,
                     stop=stop,
+                    health=service.health,
                 )
             except BaseException as error:
                 if started.done():
@@ -163,6 +165,7 @@ class Service:
     opened: Opened
     registry: CollectorRegistry
     admin_methods: frozenset[str] = frozenset()
+    health: Health | None = None
 
     def figure(self, name: str, **labels: object) -> float:
         """The value of a metric; 0 where it was never set."""
@@ -182,4 +185,6 @@ def generator_service(socket: Path, **settings: Any) -> Service:
     """The generator."""
     given = GeneratorSettings(address=f"unix:{socket}", grace_s=1.0, **settings)
     registry = CollectorRegistry()
-    return Service(settings=given, opened=partial(generator_opened, given, registry), registry=registry)
+    health = Health()
+    opening = partial(generator_opened, given, registry, health=health)
+    return Service(settings=given, opened=opening, registry=registry, health=health)
