@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ _MAX_SEGMENT_KB = 16 << 20  # one segment, one graph: fewer hops than several of
 _MAX_SCAN_KB = 10_000
 _COPY_BYTES = 64 << 10
 _BLOCK_BYTES = 512  # of st_blocks, whatever the file system's
+_LOOK_S = 0.2
 _BUILD = "import sys; from retrieval_svc.edge_shard import build; build(sys.argv[1])"
 
 
@@ -217,13 +219,22 @@ def build(folder: str) -> None:
     engine.close()
 
 
-def build_apart(folder: Path) -> None:
-    """`build` in another process. Raises RuntimeError with what it said when it fails."""
+def build_apart(folder: Path, is_stopped: threading.Event) -> None:
+    """`build` in another process. Raises RuntimeError with what it said when it fails, and when it `is_stopped`."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     command = [sys.executable, "-c", _BUILD, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"building the graph of {folder} ended with {done.returncode}: {done.stderr[-2000:]}")
+    said = ""
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while process.returncode is None:
+            try:
+                _, said = process.communicate(timeout=_LOOK_S)
+            except subprocess.TimeoutExpired:
+                if is_stopped.is_set():
+                    process.kill()
+    if is_stopped.is_set():
+        raise RuntimeError(f"building the graph of {folder} was stopped")
+    if process.returncode:
+        raise RuntimeError(f"building the graph of {folder} ended with {process.returncode}: {said[-2000:]}")
 
 
 def check_room(folder: Path, settings: VectorSettings) -> None:

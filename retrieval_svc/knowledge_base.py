@@ -16,6 +16,7 @@ from common.corpus import Facet
 from common.images import ImageError
 from common.pictures import take_in
 from common.service.errors import DataLoss, DeadlineExceeded, InvalidArgument, NotFound, ServiceError, Unavailable
+from retrieval_svc.build_debt import BuildDebt
 from retrieval_svc.embedding import Embedder
 from retrieval_svc.in_flight import InFlight
 from retrieval_svc.knowledge_base_folder import Bm25, Parts, make_folder, num_bytes, open_parts
@@ -57,6 +58,7 @@ class KnowledgeBase:
         # Pairs changed since the lexical index last took changes in, with their versions; replaced, never written to.
         self._recent: Mapping[str, int] = {}
         self._noting = threading.Lock()
+        self._debt = BuildDebt(parts.folder, parts.lexical.num_pairs)
         looks = PictureEmbedder(parts.manifest, embedder)
         threads = ThreadPoolExecutor(LEG_THREADS, thread_name_prefix=f"clip-{self.name}")
         parts.resources.callback(threads.shutdown)
@@ -252,11 +254,22 @@ class KnowledgeBase:
         with self._in_flight:
             return self._projection.catch_up() if self._projection else self._seen
 
+    def build_if_due(self) -> None:
+        """`optimize`, if enough has changed since that was done last."""
+        if self.manifest.embedding_size and self._debt.is_due(self.num_pairs):
+            self.optimize()
+
     def optimize(self) -> None:
-        """Build what makes searching fast, and forget deletions that every replica has seen; blocks."""
+        """Build what makes searching fast, and forget deletions that every replica has seen; blocks.
+
+        Raises:
+            RuntimeError: building failed, or the knowledge base is being closed.
+        """
         with self._in_flight:
+            begun = self._debt.begin()
             reached = self._projection.catch_up() if self._projection else self._seen
             self.store.optimize()
+            self._debt.end(begun)
             self.store.drop_tombstones(min(reached, time.time_ns() - TOMBSTONES_KEPT_NS))
 
     def snapshot(self, folder: Path) -> SnapshotReport:
@@ -279,7 +292,8 @@ class KnowledgeBase:
                 raise DataLoss(str(error)) from error
 
     def close(self) -> None:
-        """Wait for the calls under way and let go of the files; further calls raise NotFound."""
+        """Wait for the calls under way and let go of the files; further calls raise NotFound. Building is given up."""
+        self.store.stop_building()
         if self._in_flight.close():
             self._resources.close()
 
@@ -290,6 +304,7 @@ class KnowledgeBase:
 
     def _written(self, versions: Mapping[str, int]) -> None:
         seen = self._seen
+        self._debt.add(len(versions))
         with self._noting:
             self._recent = {i: version for i, version in self._recent.items() if version > seen} | dict(versions)
         if self._projection:

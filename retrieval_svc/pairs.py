@@ -197,6 +197,10 @@ class PairStore(Protocol):
         """Build what makes searching fast (HNSW, merged segments); blocks."""
         ...
 
+    def stop_building(self) -> None:
+        """`optimize`, under way or called later, gives up with RuntimeError: the store is about to be closed."""
+        ...
+
     def snapshot(self, folder: Path) -> None:
         """Write a consistent copy into the empty `folder`."""
         ...

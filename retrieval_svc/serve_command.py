@@ -28,6 +28,7 @@ from retrieval_svc.metrics import IndexFigures, RetrievalMetrics
 from retrieval_svc.opening import opened_library
 from retrieval_svc.servicer import SERVICE_NAME, RetrievalServicer
 from retrieval_svc.settings import PREFIX, RetrievalSettings
+from retrieval_svc.upkeep import Upkeep
 from retrieval_svc.worker_embedder import WorkerEmbedder
 
 EXPECTED = (ConfigError, LibraryError)
@@ -74,6 +75,7 @@ async def opened(
             stack.enter_context(closing(embedder))
         opening = opened_library(settings.data, settings, embedder=embedder, uri_reader=images.read)
         library = await asyncio.to_thread(stack.enter_context, opening)
+        stack.enter_context(closing(Upkeep(library)))
         metrics = RetrievalMetrics(registry, indexes=partial(_index_figures, library))
         searches = _admission(stack, "search", settings.search_threads, settings.search_queue)
         changes = _admission(stack, "change", settings.change_threads, settings.change_queue)

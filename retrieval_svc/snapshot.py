@@ -18,6 +18,7 @@ from pathlib import Path
 from common.files import replacing_folder, sha256_file, write_json
 from retrieval_svc.edge_shard import copy_folder
 from retrieval_svc.folder_lock import FolderInUse, FolderLock
+from retrieval_svc.knowledge_base_folder import num_bytes
 from retrieval_svc.manifest import (
     IMAGES,
     PAIRS,
@@ -103,7 +104,7 @@ def verify(folder: Path) -> SnapshotReport:
             name=str(document["name"]),
             generation=int(document["generation"]),
             num_pairs=int(document["num_pairs"]),
-            num_bytes=sum(path.stat().st_size for _, path in _files(folder)),
+            num_bytes=num_bytes(folder),
         )
     except SnapshotError:
         raise

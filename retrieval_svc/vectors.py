@@ -45,6 +45,7 @@ class EdgePairStore(PointStore):
         self._shard = shard
         self._settings = settings
         self._optimizing = threading.Lock()
+        self._is_stopped = threading.Event()
         self._use = SharedUse()  # of the shard: closed and replaced by who holds it alone
         self._is_closed = False
         self._touched: set[str] | None = None  # points written since the shard was copied, while a graph is built
@@ -105,7 +106,7 @@ class EdgePairStore(PointStore):
                 with self._writing:
                     self._copy_shard(path)
                     self._touched = set()
-                edge_shard.build_apart(path)
+                edge_shard.build_apart(path, self._is_stopped)
                 built = Shard(path, self._settings)
                 try:
                     self._bring_up(built)
@@ -120,6 +121,10 @@ class EdgePairStore(PointStore):
                 raise
             finally:
                 self._touched = None
+
+    def stop_building(self) -> None:
+        """`optimize` gives up, now and later."""
+        self._is_stopped.set()
 
     def snapshot(self, folder: Path) -> None:
         """Write a consistent copy into the empty `folder`, which `open` opens; writers wait meanwhile."""

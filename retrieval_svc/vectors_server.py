@@ -7,6 +7,7 @@ Several replicas write to one collection: versions come from their clocks, so th
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -54,6 +55,7 @@ class ServerPairStore(PointStore):
         self._name = collection
         self._settings = settings
         self._embedding_size = embedding_size
+        self._is_stopped = threading.Event()
 
     @classmethod
     def create(
@@ -138,7 +140,12 @@ class ServerPairStore(PointStore):
                 raise DeadlineExceeded(
                     f"collection {self._name!r} is {status.value} after {self._settings.build_timeout_s} s"
                 )
-            time.sleep(_POLL_S)
+            if self._is_stopped.wait(_POLL_S):
+                raise RuntimeError(f"waiting for the graphs of collection {self._name!r} was stopped")
+
+    def stop_building(self) -> None:
+        """`optimize` gives up, now and later; the server goes on."""
+        self._is_stopped.set()
 
     def snapshot(self, folder: Path) -> None:
         """Copy all pairs into an `EdgePairStore` in the empty `folder`, up to the changes made meanwhile.

@@ -12,6 +12,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     start_http_server,
 )
 
@@ -42,6 +43,7 @@ class RpcMetrics:
 
 def process_registry(service: str, *, revision: str) -> CollectorRegistry:
     """A registry that says which build runs and holds the process's own figures (CPU, memory, files); services add theirs."""
+    disable_created_metrics()  # a second series beside each, which nobody asks for
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

@@ -33,6 +33,7 @@ class LocalSink:
 
     def finish(self) -> None:
         self._knowledge_base.catch_up()
+        self._knowledge_base.build_if_due()
 
 
 def open_or_create(library: Library, name: str, source: Source) -> KnowledgeBase:

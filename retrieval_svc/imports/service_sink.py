@@ -18,6 +18,7 @@ from retrieval_svc.wire import new_pair_message, upserted_of
 
 CALL_DEADLINE_S = 120.0
 PATIENCE_S = 120.0  # how long a service that is away is waited for
+FIRST_PATIENCE_S = 10.0  # before it has ever answered: the address may be wrong
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 10.0
 _TOO_LARGE = ("REQUEST_TOO_LARGE", "larger than max", "bytes; at most")
 _PASSING = (
@@ -50,9 +51,10 @@ class ServiceSink:
         """
         self._stub = knowledge_base_pb2_grpc.KnowledgeBaseServiceStub(channel)
         self._name = name
-        self._patience_s = patience_s
+        self._patience_s = min(patience_s, FIRST_PATIENCE_S)
         self._metadata = [("authorization", f"Bearer {api_key}")] if api_key else []
         self.identity = self._find_or_create(source)
+        self._patience_s = patience_s
 
     def upsert(self, pairs: Sequence[NewPair]) -> list[Upserted]:
         """See `Sink`. A service that is away or full is asked again for a while.

@@ -17,6 +17,7 @@ from reimagen.retrieval.v1 import knowledge_base_pb2 as kb_pb
 
 from common.service.config import ConfigError
 from common.service.errors import NotFound
+from retrieval_svc.__main__ import main
 from retrieval_svc.qdrant_connection import QdrantSettings, connect
 from retrieval_svc.settings import RetrievalSettings, StoreSettings
 from retrieval_svc.vectors_server import ServerPairStore
@@ -187,3 +188,17 @@ def test_bm25_by_sparse_vectors_in_process(tmp_path: Path) -> None:
     with hosted(tmp_path) as client:
         assert [n.pair_id for n in client.retrieve("red apple, noto style", k=4).neighbors] == by_sparse
         assert [n.pair_id for n in client.retrieve("cat", k=4).neighbors] == ["noto--cat"]
+
+
+def test_restore_makes_a_knowledge_base_of_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with hosted(tmp_path / "data", snapshots=tmp_path / "snapshots") as client:
+        fill(client)
+        made = client.bases.CreateSnapshot(kb_pb.CreateSnapshotRequest(knowledge_base="small"), timeout=TIMEOUT_S)
+        restore = ["restore", made.path, "--data", str(tmp_path / "data"), "--knowledge-base", "copy"]
+        assert main(restore) == 2 and "in use" in capsys.readouterr().err
+    assert made.num_bytes < 20 << 20, "what it takes up, not how long its files say they are"
+    assert main(restore) == 0 and capsys.readouterr().out.strip() == str(tmp_path / "data" / "copy")
+    assert main(restore) == 2 and "exists" in capsys.readouterr().err
+    assert main(["restore", str(tmp_path), *restore[2:]]) == 2 and "snapshot.json" in capsys.readouterr().err
+    with hosted(tmp_path / "data") as client:
+        assert client.retrieve("cat", knowledge_base="copy").neighbors[0].image
