@@ -244,8 +244,8 @@ class Admission:
         if remaining_s >= self._limits.least_time * ends_s or self._is_probe():
             return
         text = (
-            f"{remaining_s:.3g} s are left until the caller's deadline; the pictures would be done in about {ends_s:.3g} s,"
-            f" {expected.begins_s:.3g} s of them waiting behind {len(before)} orders"
+            f"{remaining_s:.1f} s are left until the caller's deadline; the pictures would be done in about {ends_s:.1f} s,"
+            f" {expected.begins_s:.1f} s of them waiting behind {len(before)} orders"
         )
         raise self._refused("deadline_too_short", DeadlineExceeded(text, reason="DEADLINE_TOO_SHORT"))
 

@@ -96,7 +96,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(seconds_left: float, i
     if is_met:
         assert desk.take(10, within_s=seconds_left).state.name == "RUNNING"
         return
-    with pytest.raises(DeadlineExceeded, match=r"7\.9 s are left .* done in about 10 s") as caught:
+    with pytest.raises(DeadlineExceeded, match=r"7\.9 s are left .* done in about 10\.0 s") as caught:
         desk.take(10, within_s=seconds_left)
     assert caught.value.reason == "DEADLINE_TOO_SHORT"
     assert desk.figure("refused_total", reason="deadline_too_short") == 1
@@ -107,7 +107,7 @@ def test_the_wait_counts_as_well() -> None:
     desk = Desk()
     desk.take(10)
     desk.take(10)
-    with pytest.raises(DeadlineExceeded, match=r"done in about 24 s, 20 s of them waiting behind 0 orders"):
+    with pytest.raises(DeadlineExceeded, match=r"done in about 24\.0 s, 20\.0 s of them waiting behind 0 orders"):
         desk.take(4, within_s=19.0)
     assert desk.take(4, within_s=19.3).position == 1
 
@@ -237,7 +237,7 @@ def test_what_is_under_way_shortens_the_forecast() -> None:
     running = desk.take(10)
     with running.visit(64) as visit:
         visit.step(8)
-        with pytest.raises(DeadlineExceeded, match=r"about 3 s, 2 s of them waiting"):
+        with pytest.raises(DeadlineExceeded, match=r"about 3\.0 s, 2\.0 s of them waiting"):
             desk.take(1, within_s=2.0)
         desk.clock.now_s += 16.0
     assert running.course().works == ()

@@ -183,7 +183,7 @@ def retrieval_service(data: Path, socket: Path, **settings: Any) -> Service:
 
 def generator_service(socket: Path, **settings: Any) -> Service:
     """The generator."""
-    given = GeneratorSettings(address=f"unix:{socket}", grace_s=1.0, **settings)
+    given = GeneratorSettings(address=f"unix:{socket}", **({"grace_s": 1.0} | settings))
     registry = CollectorRegistry()
     health = Health()
     opening = partial(generator_opened, given, registry, health=health)
