@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from client import Client, GenerationFailed, StageOverrides
 from client.display import Display
 from common.files import write_atomic, write_json
 from common.stages import STAGES
-from deploy.local.children import NO_BARS, ChildFailed
-from deploy.local.knowledge_base import NAME, ensure_knowledge_base
+from deploy.local.children import NO_BARS, ROOT, ChildFailed
+from deploy.local.knowledge_base import LIBRARY, NAME, ensure_knowledge_base
 from deploy.local.supervision import LOGS, Program, Supervision
 from deploy.local.working_copy import copy_library
 from generator_svc.export import ExportSettings, export
@@ -70,7 +71,8 @@ def up(settings: StackSettings, folder: Path, work: Path, display: Display) -> s
             raise ChildFailed(f"{folder}: a stack with other settings is up; `make down` ends it")
     else:
         _check_ports(programs)
-        _make_library(folder, ensure_knowledge_base(work, display))
+        display.say("preparing the knowledge base")
+        _make_library(folder, ensure_knowledge_base(work, display), work / "corpus", settings.clip)
         if settings.stages == "triton":
             display.say("exporting the model repository")
             export(ExportSettings(weights=settings.weights, repository=folder / MODELS, device=settings.device))
@@ -127,7 +129,7 @@ def _programs(settings: StackSettings, folder: Path) -> list[Program]:
     """The processes, each with its ports: an address and its metrics' beside it."""
     folder, first = folder.absolute(), settings.first_port
     ports = {name: first + 2 * i for i, name in enumerate(("retrieval", "generator", "triton", PROMETHEUS))}
-    retrieval = _service("retrieval", ports, {"data": folder / "knowledge-bases", "clip": settings.clip})
+    retrieval = _service("retrieval", ports, {"data": folder / LIBRARY, "clip": settings.clip})
     drawn: dict[str, object] = {"retrieval-address": retrieval.address, "stages": settings.stages}
     programs = [retrieval]
     if settings.stages == "triton":
@@ -188,11 +190,25 @@ def _prometheus_config(programs: Sequence[Program]) -> str:
     return json.dumps({"global": {"scrape_interval": "5s"}, "scrape_configs": jobs}, indent=2) + "\n"
 
 
-def _make_library(folder: Path, demonstration: Path) -> None:
-    """The stack's own library: at the first start a copy of the demonstration's, later what has become of it."""
-    library = folder / "knowledge-bases"
-    if not (library / NAME).is_dir():
+def _make_library(folder: Path, demonstration: Path, corpus: Path, clip: str) -> None:
+    """The stack's own library: at the first start a copy of the demonstration's, later what has become of it. With CLIP it
+    is imported again instead, since every pair needs an embedding."""
+    library, done_mark = folder / LIBRARY, folder / "library.json"
+    if done_mark.exists():  # an import that was cut short goes on
+        return
+    if clip:
+        _import(library, corpus, clip)
+    elif not library.exists():
         copy_library(demonstration, library)
+    write_json(done_mark, {"corpus": str(corpus), "clip": clip})
+
+
+def _import(library: Path, corpus: Path, clip: str) -> None:
+    flags = {"knowledge-base": NAME, "data": library, "clip": clip}
+    command = [sys.executable, "-m", "retrieval_svc", "import", str(corpus), *(f"--{k}={v}" for k, v in flags.items())]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise ChildFailed(f"import of {corpus} ended with status {done.returncode}")
 
 
 def _check_ports(programs: Sequence[Program]) -> None:

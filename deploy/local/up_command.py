@@ -33,7 +33,9 @@ def add_up_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     upping.add_argument(
         "--first-port", type=int, default=FIRST_PORT, metavar="N", help="the others follow (default: %(default)s)"
     )
-    upping.add_argument("--clip", default="packaged", help="CLIP model of retrieval; empty: none (default: packaged)")
+    upping.add_argument(
+        "--clip", default="", metavar="MODEL", help="of retrieval, e.g. packaged: the first start embeds every picture"
+    )
     upping.set_defaults(body=_up)
     commands.add_parser("down", parents=[place], help="end the stack").set_defaults(body=_down)
     commands.add_parser("status", parents=[place], help="where the stack is").set_defaults(body=_status)
