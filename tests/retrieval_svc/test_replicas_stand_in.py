@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -228,3 +230,37 @@ def test_a_clock_that_is_ahead_hides_nothing_stand_in(
         for client in (a, b):
             until(lambda client=client: found(client, "airship") == ["new-0"])
             assert not found(client, "zeppelin") and not found(client, "balloon")
+
+
+@BOTH
+def test_replicas_that_write_at_once_agree_in_the_end_stand_in(tmp_path: Path, url: str, bm25: str) -> None:
+    """Both add, replace and delete the same pairs and pictures: they end with the same pairs, each with its picture."""
+
+    def change(client: Client, seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(40):
+            number = rng.randrange(8)
+            if rng.random() < 0.4:
+                delete(client, f"new-{number}")
+            else:
+                upsert(client, new_pair(number, f"thing{number} made{rng.randrange(100)}"))
+
+    def state(client: Client) -> list[tuple[str, str, int]]:
+        answer = client.retrieve(" ".join(f"thing{number}" for number in range(8)), k=20)
+        return sorted((n.pair_id, n.caption, len(n.image)) for n in answer.neighbors)
+
+    with replica(tmp_path, url, "a", bm25=bm25) as a, replica(tmp_path, url, "b", bm25=bm25) as b:
+        fill(a)
+        until(lambda: found(b, "cat"))
+        with ThreadPoolExecutor(4) as threads:
+            for done in [threads.submit(change, client, seed) for seed, client in enumerate((a, b, a, b))]:
+                done.result()
+        listed = kb_pb.ListPairsRequest(knowledge_base="small", page_size=100)
+        stored = [p for p in b.bases.ListPairs(listed, timeout=TIMEOUT_S).pairs if p.pair_id.startswith("new-")]
+        expected = sorted((p.pair_id, p.caption, len(picture(100 + int(p.pair_id[4:])))) for p in stored)
+        for client in (a, b):
+            until(lambda client=client: state(client) == expected, within_s=30)
+        images = {neighbor.image for client in (a, b) for neighbor in client.retrieve("thing1", k=1).neighbors}
+        assert images <= {picture(101)}
+        pictures = len(make_pairs()) + len(stored)
+        assert len(_pictures(tmp_path)) == pictures, "none is missing, none is left over"
