@@ -161,6 +161,8 @@ class TantivyIndex:
         if self._writer is None:
             # One thread: commits are small, and the machine has searches to answer.
             self._writer = self._index.writer(heap_size=_WRITER_BYTES, num_threads=1)
+            # A process killed while it committed has left files that bear the names of those that come next.
+            self._writer.garbage_collect_files()
         try:
             with _panics_as_errors():
                 yield self._writer

@@ -99,7 +99,9 @@ def open_parts(folder: Path, settings: VectorSettings | None, bm25: Bm25) -> Par
             images.sweep(store.contents_in_use)
         except FolderInUse as error:
             raise KnowledgeBaseError(f"knowledge base: {error}") from error
-        except (ServiceError, OSError) as error:
+        except KnowledgeBaseError:
+            raise
+        except (ServiceError, OSError, ValueError, RuntimeError) as error:  # the last two: Tantivy's
             raise KnowledgeBaseError(f"knowledge base: {folder} cannot be opened ({error})") from error
         return Parts(
             folder=folder,

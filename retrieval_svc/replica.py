@@ -116,7 +116,9 @@ def open_replica(folder: Path, manifest: Manifest, server: Server, *, replica: s
             facets = [dict([term.split("=", 1)]) for term in sorted(store.facet_terms())]
         except FolderInUse as error:
             raise KnowledgeBaseError(f"knowledge base: {error}") from error
-        except (ServiceError, OSError) as error:
+        except KnowledgeBaseError:
+            raise
+        except (ServiceError, OSError, ValueError, RuntimeError) as error:  # the last two: Tantivy's
             raise KnowledgeBaseError(f"knowledge base: {folder} cannot be opened ({error})") from error
         return Parts(
             folder=folder,
