@@ -79,7 +79,7 @@ class Sequences:
     def execute(self, turns: Sequence[Turn]) -> list[bool]:
         """Begin what starts, move everything by a round, tell these requests. Whether each of them is to come again."""
         with self._lock:
-            self._sweep()
+            self._sweep({turn.sequence for turn in turns})
             for turn in turns:
                 self._enter(turn)
                 self._tell(turn)  # what it did in the turns of others; a finished picture waits for no round
@@ -96,12 +96,13 @@ class Sequences:
     def sweep(self) -> None:
         """Let go of what is cancelled, past its deadline or idle: Triton drops cancelled requests without a word."""
         with self._lock:
-            self._sweep()
+            self._sweep(set())
 
-    def _sweep(self) -> None:
+    def _sweep(self, present: set[int]) -> None:
+        """`present` are not asked whether they are cancelled: Triton hands over none that is, and each question costs."""
         now = self._clock()
         for sequence, live in list(self._live.items()):
-            if live.is_cancelled():
+            if sequence not in present and live.is_cancelled():
                 self._drop(sequence)
             elif live.deadline is not None and now > live.deadline:
                 self._fail(live, DeadlineExceeded(f"stage {self._card.stage}: the request's deadline has passed"))
@@ -112,9 +113,6 @@ class Sequences:
     def _enter(self, turn: Turn) -> None:
         if turn.sequence in self._live and not turn.is_start:
             self._live[turn.sequence].is_cancelled = turn.is_cancelled
-            return
-        if turn.is_cancelled():
-            turn.send_error(Unavailable("nobody waits any more", reason="CANCELLED"))
             return
         if not turn.is_start:
             turn.send_error(Unavailable(f"stage {self._card.stage}: the request's state is gone", reason="STATE_GONE"))
