@@ -24,7 +24,7 @@ from deploy.local.tritonserver import TritonServer
 from generator_svc.stage_inputs import StageInputs
 from generator_svc.stage_runtime import StageRuntime
 from generator_svc.stage_tensors import StageRequest
-from tests.generator_svc.triton_server import figure, stream
+from tests.generator_svc.triton_server import figure, stream, wait_until
 
 TOLERANCE = 1e-5
 TIMEOUT_S = 60.0
@@ -178,12 +178,15 @@ def test_triton_the_runtime_and_a_plain_loop_draw_the_same(
 
 def test_batches_are_shared_and_every_step_is_run_once(triton_server: TritonServer) -> None:
     names = ("reimagen_stage_passes_total", "reimagen_stage_trajectory_steps_total")
+    wait_until(lambda: figure(triton_server, "reimagen_stage_live_requests", "unet_64") == 0)
     before = [figure(triton_server, name, "unet_64") for name in names]
     orders = [(plans(64, seed, 40), text_inputs(seed, 2)) for seed in range(4)]
     with stream(triton_server) as opened:
         for i, (order, given) in enumerate(orders):
             opened.send("unet_64", StageRequest(plans=order, inputs=given), name=str(i))
         said = opened.finish({str(i) for i in range(4)})
+    wait_until(lambda: figure(triton_server, "reimagen_stage_live_requests", "unet_64") == 0)
+    wait_until(lambda: figure(triton_server, names[1], "unet_64") >= before[1] + 4 * 40)
     passes, steps = (figure(triton_server, name, "unet_64") - b for name, b in zip(names, before, strict=True))
     assert steps == 4 * 40, "a step was run twice, or never"
     assert steps / passes > 3, f"{passes:.0f} passes for {steps:.0f} steps: batches are not shared"

@@ -19,9 +19,8 @@ from deploy.local.tritonserver import SHM, TritonServer, TritonSettings, running
 from generator_svc.export import ExportSettings, export
 from generator_svc.stage_tensors import StageRequest, pack_request
 from tests.generator_svc.test_triton_conformance import ORDERS, plans, text_inputs
-from tests.generator_svc.triton_server import figure, stream
+from tests.generator_svc.triton_server import figure, stream, wait_until
 
-WAIT_S = 20.0
 MODEL = "unet_64"
 
 
@@ -42,13 +41,6 @@ def live(server: TritonServer) -> tuple[float, float]:
     return figure(server, "reimagen_stage_live_requests", MODEL), figure(server, "reimagen_stage_live_bytes", MODEL)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < give_up, "it does not come true"
-        time.sleep(0.05)
-
-
 def long_request(seed: int = 1, steps: int = 1000, **changes: Any) -> StageRequest:
     return StageRequest(plans=plans(64, seed, steps, **changes), inputs=text_inputs(seed, 2))
 
@@ -58,11 +50,11 @@ def test_a_cancelled_request_stops_and_its_state_is_freed(server: TritonServer) 
         with stream(server) as opened:
             opened.send(MODEL, long_request(), name="a")
             assert opened.receive()[1].steps == (1,)
-            assert live(server)[0] == 1 and live(server)[1] > 0
+            wait_until(lambda: live(server)[0] == 1 and live(server)[1] > 0)
         wait_until(lambda: live(server) == (0, 0))
         steps = figure(server, "reimagen_stage_trajectory_steps_total", MODEL)
         assert steps < 1000
-        time.sleep(0.3)
+        time.sleep(0.6)
         assert figure(server, "reimagen_stage_trajectory_steps_total", MODEL) == steps
         other.send(MODEL, long_request(steps=2), name="b")
         assert len(other.finish({"b"})["b"]) == 2

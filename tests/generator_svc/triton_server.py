@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import queue
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,16 @@ class Admin:
         return said.model_stats[0]  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what comes true by itself."""
+    give_up = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < give_up, "it does not come true"
+        time.sleep(0.05)
+
+
 def figure(server: TritonServer, name: str, model: str) -> float:
-    """A metric of a model."""
+    """A metric of a model; the model tells them a few times a second."""
     with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=TIMEOUT_S) as page:
         for line in page.read().decode().splitlines():
             if line.startswith(f"{name}{{") and f'model="{model}"' in line:

@@ -20,7 +20,7 @@ from generator_svc.served_stage import StageParameters, open_stage
 from generator_svc.stage_sequences import Turn
 from generator_svc.stage_tensors import StageResponse, pack_error, pack_response, unpack_request
 
-SWEEP_S = 0.5  # how long the state of a cancelled request may outlive it where no other request comes
+SWEEP_S = 0.25  # how long the state of a cancelled request may outlive it where no other request comes
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -53,7 +53,6 @@ class TritonPythonModel:
         for request, comes_again in zip(requests, again, strict=True):
             if comes_again:
                 request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
-        self._metrics.on_live(self._sequences.num_live, self._engine.room.taken)
 
     def finalize(self) -> None:
         """End the sweeping thread; where Triton is gone it may hang in a question to it, and is left behind."""
@@ -64,7 +63,7 @@ class TritonPythonModel:
         while not self._is_closing.wait(SWEEP_S):
             if self._sequences.num_live:
                 self._sequences.sweep()
-                self._metrics.on_live(self._sequences.num_live, self._engine.room.taken)
+            self._metrics.flush(self._sequences.num_live, self._engine.room.taken)
 
 
 def _turn(request: Any) -> Turn:
@@ -101,10 +100,15 @@ def _send_error(sender: Any, error: ServiceError) -> None:
 
 
 class _Metrics:
-    """What Triton's own counters cannot say: they count requests in executions, not trajectories in passes."""
+    """What Triton's own counters cannot say: they count requests in executions, not trajectories in passes.
+
+    Triton is told now and then, not at every step: it is another process, and the interpreter stands while it answers.
+    """
 
     def __init__(self, model: str, version: str) -> None:
-        self._set: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
+        self._told: dict[str, float] = {}
+        self._passes, self._steps, self._seconds = 0, 0, 0.0
         counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
         self._families = []
         for name, described, kind in (
@@ -116,13 +120,24 @@ class _Metrics:
         ):
             family = pb_utils.MetricFamily(name=name, description=described, kind=kind)
             self._families.append(family)
-            self._set[name] = family.Metric(labels={"model": model, "version": version})
+            self._metrics[name] = family.Metric(labels={"model": model, "version": version})
 
     def on_batch(self, trajectories: int, seconds: float) -> None:
-        self._set["reimagen_stage_passes_total"].increment(1)
-        self._set["reimagen_stage_trajectory_steps_total"].increment(trajectories)
-        self._set["reimagen_stage_pass_seconds_total"].increment(seconds)
+        self._passes += 1
+        self._steps += trajectories
+        self._seconds += seconds
 
-    def on_live(self, requests: int, live_bytes: int) -> None:
-        self._set["reimagen_stage_live_requests"].set(requests)
-        self._set["reimagen_stage_live_bytes"].set(live_bytes)
+    def flush(self, requests: int, live_bytes: int) -> None:
+        """Tell what has changed; counters first, so that a gauge at zero says that they are whole."""
+        for name, value in (
+            ("reimagen_stage_passes_total", self._passes),
+            ("reimagen_stage_trajectory_steps_total", self._steps),
+            ("reimagen_stage_pass_seconds_total", self._seconds),
+            ("reimagen_stage_live_requests", requests),
+            ("reimagen_stage_live_bytes", live_bytes),
+        ):
+            if (before := self._told.get(name, 0.0)) == value:
+                continue
+            metric = self._metrics[name]
+            metric.increment(value - before) if name.endswith("_total") else metric.set(value)
+            self._told[name] = value
