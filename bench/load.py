@@ -100,7 +100,9 @@ async def _measure(
 
 def _check(answer: pb.RetrieveResponse, k: int) -> None:
     if (len(answer.neighbors) != k and not answer.shortfall_reason) or not answer.neighbors or answer.failed_legs:
-        raise ValueError(f"an answer has {len(answer.neighbors)} of {k} neighbors; legs that failed: {answer.failed_legs}")
+        raise ValueError(
+            f"an answer has {len(answer.neighbors)} of {k} neighbors; legs that failed: {answer.failed_legs}"
+        )
 
 
 def _cpu_s(pid: int) -> float:
