@@ -6,7 +6,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from common.images import MAX_PIXELS, ImageError, probe_svg
 
@@ -62,6 +62,8 @@ def take_in(image: bytes) -> Picture:
         return _take_in_raster(image)
     except ImageError:
         raise
+    except UnidentifiedImageError:  # its message is the address of an object
+        raise ImageError("image: not a picture that can be read (of no kind that is known)") from None
     except Exception as error:  # decoders raise almost anything when bytes are wrong: struct.error, EOFError, KeyError
         raise ImageError(f"image: not a picture that can be read ({error})") from None
 
