@@ -21,7 +21,7 @@ SECONDS_64 ?= 3600
 SECONDS_256 ?= 1200
 SECONDS_1024 ?= 1200
 
-.PHONY: help env triton proto generate knowledge-base up down status test test-crashes test-faults lint train-demo train-data evaluate bench-retrieval clean
+.PHONY: help env triton proto generate knowledge-base up down status test test-crashes test-faults lint train-demo train-data evaluate bench-retrieval bench-serving clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -105,6 +105,9 @@ evaluate: knowledge-base ## Measure the weights on held-out entities: evaluation
 
 bench-retrieval: proto ## Speed of retrieval at 10 K, 100 K and 1 M pairs, beside others: bench/results/retrieval.json
 	$(PY) -m bench.retrieval
+
+bench-serving: proto triton ## Speed of generation: batching, overhead, overload, where a step's time goes: bench/results/serving.json
+	$(PY) -m bench.serving
 
 clean: ## Remove what was built (keeps the environment and the runs)
 	rm -rf build out

@@ -1,0 +1,187 @@
+"""What one stage's network costs: guidance strategies, neighbors, and the share of the machine's convolution rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.diffusion.guidance import Guidance, Strategy
+from common.diffusion.plan import Plan
+from common.stages import StageSpec
+from common.trajectories import Trajectory, begin, step_together
+from common.unet.condition import Condition
+from common.unet.unet import UNet
+
+NUM_NEIGHBORS = 2
+NUM_TOKENS = 16
+CONVOLUTIONS = (
+    (64, 64, 1),
+    (64, 64, 8),
+    (128, 64, 1),
+    (128, 64, 8),
+    (256, 32, 8),
+    (512, 16, 8),
+)  # channels, side, batch
+
+# What an operator does, for the table of where a step's time goes; the first that fits.
+KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("convolutions", ("mkldnn_convolution", "cudnn_convolution", "convolution", "thnn_conv")),
+    ("attention", ("scaled_dot_product", "flash_attention", "efficient_attention")),
+    ("matrix products", ("addmm", "bmm", "::mm", "linear", "matmul")),
+    ("normalization", ("layer_norm", "native_layer_norm", "norm", "linalg_vector_norm")),
+    ("moving memory", ("copy_", "cat", "clone", "contiguous", "index", "stack", "pixel_", "pad", "expand", "_to_copy")),
+)
+REST = "element by element, and the rest"
+
+
+def alternate(works: dict[str, Callable[[], object]], *, repeats: int) -> dict[str, float]:
+    """Seconds of each piece of work, the median of `repeats`: in turns, so that a slow moment meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + 1):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            if repeat:  # the first warms up
+                times[name].append(time.perf_counter() - started)
+    return {name: float(np.median(taken)) for name, taken in times.items()}
+
+
+@torch.inference_mode()
+def condition_of(unet: UNet, spec: StageSpec, *, num_neighbors: int = NUM_NEIGHBORS, rows: int = 1) -> Condition:
+    """A condition of random texts and pictures, of the sizes of the demonstration's."""
+    source = torch.Generator().manual_seed(7)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=source).to(unet.device, unet.dtype)
+
+    width = unet.config.text_width
+    tokens = NUM_TOKENS if width else 0
+    low_res = random(rows, 3, spec.low_res_size, spec.low_res_size).clamp(-1, 1) if spec.low_res_size else None
+    return unet.condition(
+        text=random(rows, tokens, width),
+        text_mask=torch.ones(rows, tokens, dtype=torch.bool, device=unet.device),
+        neighbors=random(rows, num_neighbors, 3, spec.size, spec.size).clamp(-1, 1),
+        neighbor_text=random(rows, num_neighbors, tokens, width),
+        neighbor_text_mask=torch.ones(rows, num_neighbors, tokens, dtype=torch.bool, device=unet.device),
+        neighbor_mask=torch.ones(rows, num_neighbors, dtype=torch.bool, device=unet.device),
+        low_res=low_res,
+        augmentation=torch.zeros(rows, device=unet.device) if spec.low_res_size else None,
+    )
+
+
+def trajectory_of(unet: UNet, spec: StageSpec, plan: Plan, *, num_neighbors: int = NUM_NEIGHBORS) -> Trajectory:
+    """One trajectory before its first step."""
+    return begin(plan, condition_of(unet, spec, num_neighbors=num_neighbors))
+
+
+def run(unet: UNet, spec: StageSpec, trajectories: Sequence[Trajectory]) -> None:
+    """Step trajectories of one length to their ends."""
+    while not trajectories[0].done:
+        step_together(unet, spec.prediction, trajectories)
+
+
+def guidance_figures(unet: UNet, spec: StageSpec, *, repeats: int) -> dict[str, Any]:
+    """A step under each strategy, of one trajectory alone."""
+    steps = 8
+
+    def stepping(strategy: Strategy) -> Callable[[], object]:
+        guidance = Guidance(strategy=strategy, text_weight=3.0, neighbor_weight=5.0, eta=0.5)
+        plan = replace(spec.plan(3), steps=steps, guidance=guidance)
+        return lambda: run(unet, spec, [trajectory_of(unet, spec, plan)])
+
+    seconds = alternate({name: stepping(name) for name in ("joint", "interleaved", "weighted")}, repeats=repeats)
+    return {
+        "interleaved_vs_joint": round(seconds["interleaved"] / seconds["joint"], 4),
+        "weighted_vs_joint": round(seconds["weighted"] / seconds["joint"], 4),
+        "joint_step_ms": round(seconds["joint"] / steps * 1e3, 2),
+    }
+
+
+def neighbor_figures(unet: UNet, spec: StageSpec, *, repeats: int) -> dict[str, Any]:
+    """What neighbors cost one trajectory of the stage's default plan: encoding them once, and reading them at each step."""
+    plan = spec.plan(3)
+    seconds = alternate(
+        {
+            "with": lambda: condition_of(unet, spec),
+            "without": lambda: condition_of(unet, spec, num_neighbors=0),
+            "whole": lambda: run(unet, spec, [trajectory_of(unet, spec, plan)]),
+            "whole_without": lambda: run(unet, spec, [trajectory_of(unet, spec, plan, num_neighbors=0)]),
+        },
+        repeats=repeats,
+    )
+    encoding_s = seconds["with"] - seconds["without"]
+    return {
+        "neighbor_share": round(encoding_s / seconds["whole"], 4),
+        "neighbor_encoding_ms": round(encoding_s * 1e3, 2),
+        "neighbor_reading_share": round(
+            (seconds["whole"] - seconds["whole_without"] - encoding_s) / seconds["whole"], 4
+        ),
+        "trajectory_ms": round(seconds["whole"] * 1e3, 1),
+        "steps": plan.steps,
+    }
+
+
+@torch.inference_mode()
+def machine_convolution_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of some plain 3 x 3 convolutions: what this machine can do."""
+    rates = []
+    for channels, side, batch in CONVOLUTIONS:
+        conv = torch.nn.Conv2d(channels, channels, 3, padding=1, device=device, dtype=dtype)
+        conv = conv.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        seconds = []
+        for _ in range(20):
+            started = time.perf_counter()
+            _synchronized(lambda conv=conv, x=x: conv(x), device)
+            seconds.append(time.perf_counter() - started)
+        rates.append(2 * 9 * channels * channels * side * side * batch / min(seconds))
+    return max(rates)
+
+
+def _synchronized(work: Callable[[], object], device: str) -> None:
+    work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def convolution_figures(unet: UNet, spec: StageSpec, peak: float, *, rows: int, repeats: int) -> dict[str, Any]:
+    """Of a step of `rows` trajectories: the share of the convolution rate `peak` (FLOP/s), and where its time goes."""
+    plan = replace(spec.plan(3), steps=1000)
+    trajectories = [trajectory_of(unet, spec, replace(plan, sample=i)) for i in range(rows)]
+
+    def step() -> None:
+        step_together(unet, spec.prediction, trajectories)
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    flop = counter.get_total_flops()
+    seconds = alternate({"step": step}, repeats=repeats)["step"]
+    return {
+        "convolution_rate_share": round(flop / seconds / peak, 4),
+        "step_ms": round(seconds * 1e3, 2),
+        "step_gflop": round(flop / 1e9, 3),
+        "gflop_per_s": round(flop / seconds / 1e9, 1),
+        "rows": rows,
+        "where_time_goes": _shares(step),
+    }
+
+
+def _shares(step: Callable[[], object]) -> dict[str, float]:
+    """Share of a step's time by what its operators do."""
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
+        for _ in range(3):
+            step()
+    taken = {kind: 0.0 for kind, _ in KINDS} | {REST: 0.0}
+    for event in profiled.key_averages():
+        name = event.key
+        kind = next((kind for kind, parts in KINDS if any(part in name for part in parts)), REST)
+        taken[kind] += event.self_cpu_time_total
+    total = sum(taken.values())
+    return {kind: round(seconds / total, 3) for kind, seconds in sorted(taken.items(), key=lambda item: -item[1])}
