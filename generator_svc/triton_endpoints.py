@@ -26,7 +26,6 @@ UNIX = "unix:"
 _EJECTED_AT = 8  # suspicion: a request's failure is 1, a failure that is certain all of it
 _OF_CANARY, _OF_SILENCE = 2, 4  # the same of a canary that failed, and of one that nobody answered
 _RECHECK_S = 0.25  # between canaries while an endpoint is under suspicion
-_STEPS_OF_PATIENCE = 3  # a canary waits behind the step under way: it gets the time of so many
 
 T = TypeVar("T")
 Canary = Callable[[TritonClient, float], Awaitable[T]]
@@ -41,7 +40,10 @@ class EndpointPolicy:
 
     Attributes:
         canary_interval_s: between canaries, where nothing else is heard of an endpoint.
-        canary_timeout_s: what a canary may take; more where the model's steps take longer.
+        canary_timeout_s: in which either the canary is answered or Triton itself answers.
+        answer_s: what a canary may take at a Triton that answers: that a stub is gone takes it a second to find out.
+        stall_s: how long the canaries of such a Triton may go without an answer: they stand behind the step under way,
+            which may be a long one.
         min_backoff_s, max_backoff_s: from an ejection to the next canary, doubled each time; each is shortened by up
             to a half at random, so that many generators do not ask at once.
         resolve_interval_s: between look-ups of names.
@@ -50,6 +52,8 @@ class EndpointPolicy:
 
     canary_interval_s: float = 1.0
     canary_timeout_s: float = 1.25
+    answer_s: float = 3.0
+    stall_s: float = 30.0
     min_backoff_s: float = 0.25
     max_backoff_s: float = 3.0
     resolve_interval_s: float = 5.0
@@ -66,7 +70,6 @@ class Endpoint(Generic[T]):
         suspicion: failures since the last success, see `_EJECTED_AT`.
         ejections: ejections, and canaries that failed since, without a request's success between them.
         heard_at: time.monotonic() of its last answer or part of one.
-        step_s: the longest silence between two parts of the newest answer: about a step of the model.
     """
 
     client: TritonClient
@@ -76,7 +79,6 @@ class Endpoint(Generic[T]):
     suspicion: int = 0
     ejections: int = 0
     heard_at: float = float("-inf")
-    step_s: float = 0.0
     requests: set[asyncio.Task[object]] = field(default_factory=set)
     abandoned: set[asyncio.Task[object]] = field(default_factory=set)
     doubted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -186,10 +188,9 @@ class Endpoints(Generic[T]):
                 gauge.set(endpoint.in_flight)
 
     @staticmethod
-    def hear(endpoint: Endpoint[T], *, silence_s: float) -> None:
-        """A part of an answer has come from `endpoint`, after so much silence."""
+    def hear(endpoint: Endpoint[T]) -> None:
+        """A part of an answer has come from `endpoint`."""
         endpoint.heard_at = time.monotonic()
-        endpoint.step_s = max(silence_s, 0.9 * endpoint.step_s)
 
     async def _choose(self, until: float, avoid: Endpoint[T] | None) -> Endpoint[T]:
         while True:
@@ -263,13 +264,17 @@ class Endpoints(Generic[T]):
         return backoff_s * self._random.uniform(0.5, 1.0)
 
     async def _probe(self, endpoint: Endpoint[T]) -> None:
-        timeout_s = max(self.policy.canary_timeout_s, _STEPS_OF_PATIENCE * endpoint.step_s)
-        started, heard_at = time.monotonic(), endpoint.heard_at
+        started, timeout_s = time.monotonic(), self.policy.canary_timeout_s
+        canary = asyncio.ensure_future(self._canary(endpoint.client, self.policy.answer_s))
+        is_live = asyncio.create_task(endpoint.client.is_live(timeout_s))
         try:
-            async with asyncio.timeout(timeout_s):
-                told = await self._canary(endpoint.client, timeout_s)
+            await asyncio.wait({canary}, timeout=timeout_s)
+            if not canary.done() and not await is_live:
+                raise TimeoutError
+            async with asyncio.timeout(self.policy.answer_s):
+                told = await canary
         except (TimeoutError, DeadlineExceeded):
-            if endpoint.heard_at != heard_at:  # it answers others: the canary only stands in their line
+            if await is_live and time.monotonic() - endpoint.heard_at < self.policy.stall_s:
                 return
             error, suspicion = EndpointFailed(f"{self._at(endpoint)} is silent", kind="hung", is_down=True), _OF_SILENCE
         except EndpointFailed as failure:
@@ -284,6 +289,10 @@ class Endpoints(Generic[T]):
             self._metrics.canary_s.labels(self.model).observe(time.monotonic() - started)
             self._admit(endpoint, told)
             return
+        finally:
+            canary.add_done_callback(lambda over: over.cancelled() or over.exception())  # which nobody may have awaited
+            canary.cancel()
+            is_live.cancel()
         was_in = endpoint.is_in
         self._blame(endpoint, error, suspicion=suspicion)
         if not was_in:

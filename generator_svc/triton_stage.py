@@ -167,15 +167,14 @@ class TritonSeat:
         """The last response of one endpoint."""
         model, metrics = self._stage.spec.name, self._stage.metrics
         sent = time.monotonic()
-        began = heard = None
+        began = None
         async with aclosing(endpoint.client.stream(model, tensors, timeout_s=timeout_s)) as answers:
             async for answer in answers:
                 now = time.monotonic()
                 if began is None:
                     began = now
                     metrics.queue_s.labels(model).observe(now - sent)
-                self._stage.endpoints.hear(endpoint, silence_s=now - (heard or now))
-                heard = now
+                self._stage.endpoints.hear(endpoint)
                 response = unpack_response(answer)
                 steps.tell(response)
                 if response.pictures is not None:

@@ -183,6 +183,24 @@ def test_an_idle_endpoint_is_found_out_by_its_canary(host: Host, triton_server: 
     host.call(ask())
 
 
+@pytest.mark.parametrize(("stall_s", "is_ejected"), [(30.0, False), (0.0, True)])
+def test_a_long_step_is_no_silence_while_triton_answers(
+    host: Host, triton_server: TritonServer, stall_s: float, is_ejected: bool
+) -> None:
+    async def ask() -> None:
+        policy = EndpointPolicy(canary_interval_s=0.1, canary_timeout_s=0.5, answer_s=0.5, stall_s=stall_s)
+        async with asked(64, triton_server.address, policy=policy) as asking:
+            until = time.monotonic() + 3.0
+            call = Call(time_remaining_s=lambda: until - time.monotonic())
+            many = plans(64, 7, 1, num_pictures=4000), text_inputs(3, 0)  # their one step takes longer than that
+            with pytest.raises(DeadlineExceeded):
+                await asking.draw(*many, call=call)
+            assert bool(asking.figure(EJECTIONS, endpoint=triton_server.address)) == is_ejected
+            await asking.until(lambda: bool(asking.in_use), TAKEN_IN_S)
+
+    host.call(ask())
+
+
 def test_a_stage_waits_for_its_only_endpoint_to_come_back(host: Host, triton_server: TritonServer) -> None:
     async def ask() -> None:
         async with relays(triton_server, 1) as (relay,), asked(64, relay.address) as asking:
