@@ -24,6 +24,7 @@ from deploy.local.children import ROOT, ChildFailed
 from deploy.local.generate import Places, generate
 from deploy.local.knowledge_base import ensure_knowledge_base
 from deploy.local.stack import GeneratorFlags, running_retrieval
+from deploy.local.up_command import add_up_commands
 from retrieval_svc.folder_lock import FolderInUse
 from retrieval_svc.library import LibraryError
 
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serving.add_argument("argv", nargs="+", metavar="COMMAND", help=f"after --, e.g. -- client {ADDRESS}")
     serving.set_defaults(body=_with_retrieval)
+    add_up_commands(commands, shared)
     return parser
 
 
