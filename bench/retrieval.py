@@ -215,7 +215,8 @@ def table(figures: dict[str, Any]) -> str:
         shown = [figures[f"at_{size}"]["peers"].get(peer) for size in sizes]
         cells = [f"{found['p50_ms']} ms, {found['qps']}/s" if found else "-" for found in shown]
         lines.append(f"| {peer} in process, p50 and rate | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    notes = figures.get("notes", [])  # by hand, of what a run's figures do not tell
+    return "\n".join([*lines, *(f"\n{note}" for note in notes)]) + "\n"
 
 
 if __name__ == "__main__":
