@@ -43,3 +43,14 @@ def test_an_answer_without_its_neighbors_stops_the_run(tmp_path: Path) -> None:
         requests = [request_of(question, retrieval.METHODS["clip"], retrieval.NAME, 10)]
         with pytest.raises(ValueError, match="has 10 of 11 neighbors"):
             retrieval.measure(address, requests, callers=1, seconds=0.1, service_pid=pid, k=11)
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    figures = json.loads((ROOT / "bench" / "results" / "retrieval.json").read_text())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for size, name in (("at_10k", "10,000"), ("at_100k", "100,000"), ("at_1m", "1,000,000")):
+        at = figures[size]
+        cells = [
+            f"{at[f'{method}_qps']:.0f}/s, {at[f'{method}_p99_ms']:.1f} ms" for method in ("hybrid", "bm25", "clip")
+        ]
+        assert f"| {name} | {' | '.join(cells)} | {at['vector_recall_at_10']:.3f} |" in readme
