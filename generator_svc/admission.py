@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from common.service.errors import DeadlineExceeded, ResourceExhausted, ServiceError, Unavailable
 from generator_svc.admission_metrics import AdmissionMetrics
 from generator_svc.call import Call
 from generator_svc.estimates import StageTimes, StageWork, Visit
-from generator_svc.forecast import Course, forecast
+from generator_svc.forecast import Course, Forecast, forecast
 from generator_svc.waiting_line import Priority, Waiting, WaitingLine
 
 _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.1, 60.0
@@ -32,6 +32,8 @@ class AdmissionLimits:
         aging_s: seconds of waiting after which an order goes as if it were one priority higher.
         least_time: share of the time that an order is estimated to take under which its caller's deadline is refused at
             once; 0 refuses no deadline that has not passed.
+        least_time_crowded: the same while others wait: a slot that is given to one who will miss the deadline is taken
+            from one who would not. More than 1 leaves room for what an estimate cannot know.
     """
 
     slots: int
@@ -39,6 +41,7 @@ class AdmissionLimits:
     max_waiting_s: float
     aging_s: float
     least_time: float
+    least_time_crowded: float
 
 
 class _State(Enum):
@@ -200,7 +203,7 @@ class Admission:
         self._count()
 
     def patience_s(self, ticket: Ticket) -> float | None:
-        """For how long a ticket may go on waiting: its deadline less what it takes at the least."""
+        """For how long a ticket may go on waiting: its deadline less what it takes alone."""
         remaining_s = ticket.call.time_remaining_s()
         if remaining_s is None:
             return None
@@ -209,10 +212,7 @@ class Admission:
     def check_deadline(self, ticket: Ticket) -> None:
         """Refuse a ticket that waits, and whose deadline can no longer be met."""
         if ticket.state is _State.WAITING and self.patience_s(ticket) == 0.0:
-            remaining_s = ticket.call.time_remaining_s() or 0.0
-            text = f"waited until {max(0.0, remaining_s):.3g} s of the caller's deadline were left: too few to draw in"
-            refusal = DeadlineExceeded(text, reason="DEADLINE_TOO_SHORT")
-            self._remove(ticket, self._refused("deadline_passed", refusal))
+            self._remove(ticket, self._refused("deadline_passed", _too_late(ticket)))
             self._count()
 
     def _check_room(self, ahead: Sequence[Waiting], work_s: float) -> None:
@@ -233,21 +233,36 @@ class Admission:
             return
         if remaining_s <= 0.0:
             raise self._refused("deadline_passed", DeadlineExceeded("the caller's deadline has passed"))
-        before = [self._waiting[waiting].works for waiting in ahead]
-        expected = forecast(
-            (ticket.course() for ticket in self._running),
-            (Course.whole(each) for each in (*before, works)),
-            slots=self._limits.slots,
-            step_s=self.times.step_s,
-        )
-        ends_s = expected.ends_s + self.times.beside_s
-        if remaining_s >= self._limits.least_time * ends_s or self._is_probe():
+        expected = self._forecast(works, ahead)
+        is_crowded = len(self._running) >= self._limits.slots
+        if remaining_s >= self._least_time(is_crowded) * expected.ends_s or self._is_probe():
             return
         text = (
-            f"{remaining_s:.1f} s are left until the caller's deadline; the pictures would be done in about {ends_s:.1f} s,"
-            f" {expected.begins_s:.1f} s of them waiting behind {len(before)} orders"
+            f"{remaining_s:.1f} s are left until the caller's deadline; the pictures would be done in about"
+            f" {expected.ends_s:.1f} s, {expected.begins_s:.1f} s of them waiting behind {len(ahead)} orders"
         )
         raise self._refused("deadline_too_short", DeadlineExceeded(text, reason="DEADLINE_TOO_SHORT"))
+
+    def _forecast(self, works: Sequence[StageWork], ahead: Sequence[Waiting]) -> Forecast:
+        is_crowded = bool(self._waiting) or len(self._running) >= self._limits.slots
+        expected = forecast(
+            (ticket.course() for ticket in self._running),
+            (Course.whole(each) for each in (*(self._waiting[waiting].works for waiting in ahead), works)),
+            slots=self._limits.slots,
+            step_s=self.times.step_s,
+            followers=self._limits.slots - 1 if is_crowded else 0,
+        )
+        return replace(expected, ends_s=expected.ends_s + self.times.beside_s)
+
+    def _least_time(self, is_crowded: bool) -> float:
+        return self._limits.least_time_crowded if is_crowded and self._limits.least_time else self._limits.least_time
+
+    def _has_time(self, ticket: Ticket) -> bool:
+        """Whether one whose turn has come is likely to be done in time; asked while others wait behind it."""
+        remaining_s = ticket.call.time_remaining_s()
+        if remaining_s is None or not self._waiting:
+            return True
+        return remaining_s >= self._least_time(True) * self._forecast(ticket.works, ()).ends_s
 
     def _is_probe(self) -> bool:
         """Whether to let one in against the estimates: an estimate that refuses everybody would never be corrected."""
@@ -260,6 +275,9 @@ class Admission:
         now_s = self._now()
         while len(self._running) < self._limits.slots and (waiting := self._line.next(now_s)) is not None:
             ticket = self._waiting.pop(waiting)
+            if not self._has_time(ticket):
+                ticket.becomes(_State.GONE, self._refused("deadline_passed", _too_late(ticket)))
+                continue
             self._running[ticket] = None
             label = _label(ticket)
             self._metrics.in_flight.labels(label).inc()
@@ -287,6 +305,12 @@ class Admission:
 
 def _label(ticket: Ticket) -> str:
     return ticket.waiting.priority.name.lower()
+
+
+def _too_late(ticket: Ticket) -> DeadlineExceeded:
+    remaining_s = max(0.0, ticket.call.time_remaining_s() or 0.0)
+    text = f"waited until {remaining_s:.1f} s of the caller's deadline were left: too few to draw in"
+    return DeadlineExceeded(text, reason="DEADLINE_TOO_SHORT")
 
 
 def _stopping() -> Unavailable:

@@ -11,7 +11,7 @@ from common.stages import STAGES
 from generator_svc.admission import AdmissionLimits
 
 _POSITIVE = ("slots", "max_waiting", "max_waiting_s", "priority_aging_s")
-_NOT_NEGATIVE = ("deadline_share", "results_kept_s", "results_kept_bytes")
+_NOT_NEGATIVE = ("deadline_share", "deadline_share_crowded", "results_kept_s", "results_kept_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,9 @@ class AdmissionSettings(ServerSettings):
         default=0.7,
         help="a request whose deadline leaves less than this share of the time it is estimated to take is refused at once;"
         " 0: only once its deadline has passed",
+    )
+    deadline_share_crowded: float = setting(
+        default=1.15, help="the same while all slots are taken: over 1, so that none is taken by one that will be late"
     )
     pass_seconds: str | None = setting(
         default=None,
@@ -61,6 +64,7 @@ class AdmissionSettings(ServerSettings):
             max_waiting_s=self.max_waiting_s,
             aging_s=self.priority_aging_s,
             least_time=self.deadline_share,
+            least_time_crowded=self.deadline_share_crowded,
         )
 
     def guesses(self) -> dict[int, float]:

@@ -20,8 +20,7 @@ from common.diffusion.guidance import coefficients
 from common.diffusion.plan import Plan
 
 _NEWEST = 0.2  # weight of the newest sample in a running mean
-_RISING = 0.05  # likewise, in what a step takes at the least, of a sample above it
-_ENOUGH_SAMPLES = 3  # the first ones pay for what is slow once
+_ENOUGH_SAMPLES = 3  # the first of them pays for what is slow once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +50,14 @@ def stage_work(plan: Plan, num_pictures: int) -> StageWork:
 class _Point:
     rows: float
     seconds: float
-    least_s: float
-    is_guess: bool
+    num_samples: int
 
 
 class StepCurve:
     """Seconds of one step by the rows that share it: points at about powers of two, straight lines between.
 
-    Two things are asked of it: what a row costs, which is a mean, and how long a step takes at the least, which is what a
-    deadline may be refused for. One slow sample says that the machine was busy, not that it always will be.
+    A machine has slow moments, some of them a hundred times as slow: the first samples of a point count by their least,
+    and no later one moves the mean by more than it would if it were half or twice the mean.
     """
 
     def __init__(self) -> None:
@@ -74,7 +72,7 @@ class StepCurve:
 
     def guess(self, row_s: float) -> None:
         """Seconds of a step of one row; each further row takes as long, until it is measured."""
-        self._points[0] = _Point(rows=1.0, seconds=row_s, least_s=row_s, is_guess=True)
+        self._points[0] = _Point(rows=1.0, seconds=row_s, num_samples=0)
         self._was_guessed = True
 
     def learn(self, rows: float, seconds: float) -> None:
@@ -82,15 +80,18 @@ class StepCurve:
         self._num_samples += 1
         bucket = round(math.log2(max(rows, 1.0)))
         known = self._points.get(bucket)
-        if known is None or known.is_guess:
-            self._points[bucket] = _Point(rows=rows, seconds=seconds, least_s=seconds, is_guess=False)
+        if known is None or not known.num_samples:
+            self._points[bucket] = _Point(rows=rows, seconds=seconds, num_samples=1)
             return
+        known.num_samples += 1
         known.rows += _NEWEST * (rows - known.rows)
-        known.seconds += _NEWEST * (seconds - known.seconds)
-        known.least_s = min(seconds, known.least_s + _RISING * (seconds - known.least_s))
+        if known.num_samples <= _ENOUGH_SAMPLES:
+            known.seconds = min(known.seconds, seconds)
+        else:
+            known.seconds *= min(2.0, max(0.5, seconds / known.seconds)) ** _NEWEST
 
-    def least_s(self, rows: float) -> float:
-        """Of one step that `rows` rows share, at the least; 0 where nothing is known."""
+    def seconds(self, rows: float) -> float:
+        """Of one step that `rows` rows share; 0 where nothing is known."""
         points = self._rising()
         if not points or rows <= 0.0:
             return 0.0
@@ -102,23 +103,26 @@ class StepCurve:
                 return below_s + (rows - below) / (above - below) * (above_s - below_s)
         if len(points) > 1:
             below, below_s = points[-2]
-            return last_s + (rows - last_rows) * min((last_s - below_s) / (last_rows - below), last_s / last_rows)
-        is_guess = all(point.is_guess for point in self._points.values())
-        return last_s * rows / last_rows if is_guess else last_s
+            return last_s + (rows - last_rows) * (last_s - below_s) / (last_rows - below)
+        is_guess = not any(point.num_samples for point in self._points.values())
+        return last_s * rows / last_rows if is_guess else last_s  # what more rows cost is not made up
 
     def row_s(self) -> float:
         """Seconds that one row costs where as many share a step as pays best; 0 where nothing is known."""
         return min((point.seconds / point.rows for point in self._points.values()), default=0.0)
 
     def _rising(self) -> list[tuple[float, float]]:
-        """(rows, least seconds): never more than a step of more rows was seen to take."""
+        """(rows, seconds): never more than a step of more rows takes, nor than fewer rows' share makes of it."""
         rising: list[tuple[float, float]] = []
         least_s = math.inf
         for point in sorted(self._points.values(), key=lambda point: point.rows, reverse=True):
-            least_s = min(least_s, point.least_s)
+            least_s = min(least_s, point.seconds)
             if not rising or point.rows < rising[-1][0]:
                 rising.append((point.rows, least_s))
-        return rising[::-1]
+        rising.reverse()
+        for i, ((below, below_s), (rows, seconds)) in enumerate(pairwise(rising), 1):
+            rising[i] = rows, min(seconds, below_s * rows / below)
+        return rising
 
 
 class Visit:
@@ -191,12 +195,12 @@ class StageTimes:
         return self._beside_s
 
     def step_s(self, stage: int, rows: float) -> float:
-        """Seconds of one step of a stage that `rows` rows share, at the least; 0 where too little is known."""
+        """Seconds of one step of a stage that `rows` rows share; 0 where too little is known."""
         curve = self._curve(stage)
-        return curve.least_s(rows) if curve.is_trusted else 0.0
+        return curve.seconds(rows) if curve.is_trusted else 0.0
 
     def alone_s(self, works: Iterable[StageWork]) -> float:
-        """Seconds that an order takes with nobody beside it, at the least."""
+        """Seconds that an order takes with nobody beside it."""
         return self._beside_s + sum(work.steps * self.step_s(work.stage, work.rows) for work in works)
 
     def work_s(self, works: Sequence[StageWork]) -> float:

@@ -47,28 +47,32 @@ class Forecast:
     ends_s: float
 
 
-def forecast(running: Iterable[Course], waiting: Iterable[Course], *, slots: int, step_s: StepSeconds) -> Forecast:
+def forecast(
+    running: Iterable[Course], waiting: Iterable[Course], *, slots: int, step_s: StepSeconds, followers: int = 0
+) -> Forecast:
     """Of the last one that waits.
 
-    Orders in one stage share its steps, as continuous batching has them; stages run side by side. Whoever comes later
-    is left out, so this is early rather than late.
+    Orders in one stage share its steps, as continuous batching has them; stages run side by side.
 
     Args:
         running: what is under way.
         waiting: in the order in which they begin; the last one is asked about.
         slots: how many run at once.
         step_s: what a step takes.
+        followers: how many like it come behind it, and share with it what others leave. Without them this is early
+            rather than late.
     """
     line = deque(enumerate(waiting))
     assert line, "a forecast is of somebody"
-    wanted = line[-1][0]
+    wanted, asked = line[-1]
+    line.extend((wanted + 1 + i, asked) for i in range(followers))
     live = [_begin(-1, course) for course in running]
     now_s = begins_s = 0.0
     while True:
         while line and len(live) < slots:
             number, course = line.popleft()
             live.append(_begin(number, course))
-            begins_s = now_s
+            begins_s = now_s if number <= wanted else begins_s
         now_s += _advance(live, step_s)
         if any(each.number == wanted and not each.works for each in live):
             return Forecast(begins_s=begins_s, ends_s=now_s)

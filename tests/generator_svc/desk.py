@@ -10,7 +10,9 @@ from generator_svc.call import Call
 from generator_svc.estimates import StageTimes, StageWork
 from generator_svc.waiting_line import Priority
 
-LIMITS = AdmissionLimits(slots=2, max_waiting=4, max_waiting_s=30.0, aging_s=10.0, least_time=0.8)
+LIMITS = AdmissionLimits(
+    slots=2, max_waiting=4, max_waiting_s=30.0, aging_s=10.0, least_time=0.8, least_time_crowded=1.0
+)
 
 
 def work(seconds: int, stage: int = 64) -> tuple[StageWork, ...]:

@@ -46,10 +46,20 @@ class AdmissionMachine(RuleBasedStateMachine):
     def in_order(self) -> list[Modeled]:
         return sorted(self.waiting, key=lambda each: (-self.level(each), each.number))
 
+    def certain_s(self, orders: list[Modeled]) -> float:
+        """Until the last of these is certain to be done, though as many as it come behind it."""
+        return sum(each.seconds for each in orders) + (LIMITS.slots - 1) * orders[-1].seconds
+
     def fill(self) -> None:
         while self.waiting and len(self.running) < LIMITS.slots:
             first = self.in_order()[0]
             self.waiting.remove(first)
+            if first.ticket.refusal is not None:  # its turn has come too late
+                assert self.waiting and first.until_s is not None and isinstance(first.ticket.refusal, DeadlineExceeded)
+                left_s = first.until_s - self.desk.clock.now_s
+                assert left_s < self.certain_s([*self.running, first]), "it would have been met with certainty"
+                self.gone.append(first)
+                continue
             first.starts += 1
             self.running.append(first)
 
@@ -71,7 +81,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert self.is_draining if reason == "DRAINING" else is_full
             return
         except DeadlineExceeded:
-            everything_s = seconds + ahead_s + sum(each.seconds for each in self.running)
+            everything_s = LIMITS.slots * seconds + ahead_s + sum(each.seconds for each in self.running)
             assert within_s is not None and within_s < everything_s, "it would have been met with certainty"
             return
         assert not (must_wait and (is_full or self.is_draining))

@@ -42,7 +42,7 @@ def test_more_rows_never_take_less(samples: list[tuple[float, float]], rows: lis
     curve = StepCurve()
     for sample in samples:
         curve.learn(*sample)
-    seconds = [curve.least_s(each) for each in rows]
+    seconds = [curve.seconds(each) for each in rows]
     assert all(below <= above * (1 + 1e-9) for below, above in pairwise(seconds))
     assert seconds[0] > 0
 
@@ -53,34 +53,38 @@ def test_a_curve_learns_a_cpu_and_a_gpu() -> None:
         for rows in (1, 2, 4, 8, 16) * 3:
             curve.learn(rows, fixed_s + row_s * rows)
         for rows in (1, 3, 6, 12, 32):
-            assert curve.least_s(rows) == pytest.approx(fixed_s + row_s * rows, rel=1e-6)
+            assert curve.seconds(rows) == pytest.approx(fixed_s + row_s * rows, rel=1e-6)
         assert curve.row_s() == pytest.approx(fixed_s / 16 + row_s)
 
 
 def test_a_guess_counts_until_it_is_measured() -> None:
     curve = StepCurve()
-    assert curve.least_s(3) == 0.0 == curve.row_s() and not curve.is_trusted
+    assert curve.seconds(3) == 0.0 == curve.row_s() and not curve.is_trusted
     curve.guess(5.0)
-    assert curve.least_s(3) == 15.0 and curve.row_s() == 5.0 and curve.is_trusted
+    assert curve.seconds(3) == 15.0 and curve.row_s() == 5.0 and curve.is_trusted
     curve.learn(1.0, 0.1)
-    assert curve.least_s(1) == 0.1 == curve.row_s() and curve.is_trusted
+    assert curve.seconds(1) == 0.1 == curve.row_s() and curve.is_trusted
 
 
 def test_a_slow_moment_refuses_nobody() -> None:
     curve = StepCurve()
     curve.learn(3.0, 6.0)
-    assert curve.least_s(48) == 6.0, "what more rows cost is not known yet, and not made up"
+    assert curve.seconds(48) == 6.0, "what more rows cost is not known yet, and not made up"
     assert not curve.is_trusted
     curve.learn(3.0, 0.1)
-    curve.learn(3.0, 0.1)
-    assert curve.is_trusted and curve.least_s(3) == pytest.approx(0.1)
-    curve.learn(3.0, 6.0)
-    assert curve.least_s(3) < 0.5 < curve.row_s(), "the mean is another matter"
-    for _ in range(100):
+    curve.learn(3.0, 0.11)
+    assert curve.is_trusted and curve.seconds(3) == pytest.approx(0.1)
+    curve.learn(3.0, 60.0)
+    assert curve.seconds(3) < 0.12, "six hundred times as slow, once"
+    for _ in range(60):
         curve.learn(3.0, 6.0)
-    assert curve.least_s(3) > 5.5, "a machine that has become slow is believed in the end"
+    assert curve.seconds(3) > 5.5, "a machine that has become slow is believed in the end"
     curve.learn(6.0, 0.2)
-    assert curve.least_s(3) <= 0.2001, "fewer rows never take longer than more"
+    assert curve.seconds(3) == pytest.approx(0.2), "fewer rows never take longer than more"
+    curve = StepCurve()
+    curve.learn(1.0, 0.1)
+    curve.learn(8.0, 60.0)
+    assert curve.seconds(8) == pytest.approx(0.8), "nor more rows more than their share"
 
 
 class Clock:
@@ -144,7 +148,7 @@ def test_one_that_is_broken_off_teaches_what_it_did() -> None:
     assert times.step_s(64, 1.0) == 1.0, "one step alone is a sample, if a poor one"
     times.learn_beside(0.5)
     assert times.alone_s([replace(work, steps=10)]) == 10.5
-    assert times.work_s([replace(work, steps=10, rows=3.0)]) == pytest.approx(10 * 3 * 1.8)
+    assert times.work_s([replace(work, steps=10, rows=3.0)]) == 30.0
 
 
 def ends(
