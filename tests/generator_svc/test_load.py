@@ -71,7 +71,9 @@ class Caller:
         while (event := self._new.get(timeout=TIMEOUT_S)) is not None:
             if isinstance(event, kind) and all(getattr(event, name) == value for name, value in values.items()):
                 return event
-        raise AssertionError(f"the call ended without {kind.__name__} {values}: {self.error or self.heard}")
+        raise AssertionError(
+            f"the call ended without {kind.__name__} {values}: {self.error or [type(event).__name__ for event in self.heard]}"
+        )
 
     def leave(self) -> None:
         """Go away with the next event."""
@@ -123,7 +125,9 @@ def test_places_in_line_are_told_and_priorities_go_first(serving: Callable[..., 
 
 def test_over_the_bound_calls_are_refused_with_a_time_to_come_back(serving: Callable[..., Any]) -> None:
     with serving(slots=1, max_waiting=1) as (service, client):
-        first, second = Caller(client, LONG), Caller(client, SHORT)
+        first = Caller(client, LONG)
+        first.until(Accepted)
+        second = Caller(client, SHORT)
         second.until(Accepted, queue_position=1)
         for _ in range(3):
             with pytest.raises(GenerationFailed) as caught:
