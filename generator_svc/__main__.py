@@ -35,6 +35,7 @@ from generator_svc.embedded_stage import IN_PROCESS, EmbeddedStage, EmbeddedText
 from generator_svc.estimates import StageTimes
 from generator_svc.export import ExportSettings, export
 from generator_svc.idempotency import SharedDrawings
+from generator_svc.loop_lag import observed_loop
 from generator_svc.metrics import GeneratorMetrics
 from generator_svc.neighbor_source import NeighborSource
 from generator_svc.pipeline import Pipeline
@@ -197,6 +198,7 @@ async def opened(
     admission = Admission(settings.limits(), StageTimes(settings.guesses()), AdmissionMetrics(registry))
     health.when_ending(admission.drain)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(observed_loop(registry))
         if settings.stages == "triton":
             stages, texts = await _in_triton(settings, registry, health, stack)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 import time
@@ -12,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from client.generator import (
     Accepted,
@@ -27,6 +29,7 @@ from client.generator import (
     StageStarted,
     StepDone,
 )
+from generator_svc.loop_lag import INTERVAL_S, observed_loop
 from tests.generator_svc.test_generate import wait_until
 from tests.generator_svc.tiny_stack import Host, Service
 
@@ -249,3 +252,28 @@ def test_at_the_end_what_is_drawn_is_finished_and_who_waits_is_sent_elsewhere(
     assert waiting.error is not None and waiting.error.retry_after_s
     assert (waiting.error.code, waiting.error.reason) == ("UNAVAILABLE", "DRAINING")
     assert service.figure("reimagen_generator_refused_total", reason="draining") == 1
+
+
+def test_a_loop_that_is_held_up_is_seen() -> None:
+    async def scene(held_up_s: float) -> float:
+        registry = CollectorRegistry()
+        async with observed_loop(registry):
+            await asyncio.sleep(2.5 * INTERVAL_S)
+            time.sleep(held_up_s)
+            await asyncio.sleep(2.5 * INTERVAL_S)
+        return registry.get_sample_value("reimagen_generator_event_loop_lag_seconds_sum") or 0.0
+
+    assert asyncio.run(scene(0.5)) > 0.3 + asyncio.run(scene(0.0))
+
+
+def test_many_callers_do_not_hold_up_the_loop(serving: Callable[..., Any]) -> None:
+    """Texts, pictures and steps are worked on in threads; half a second is far beyond what an encoding in the loop takes."""
+    with serving(slots=4) as (service, client):
+        callers = [Caller(client, replace(SHORT, seed=seed, preview_every=1)) for seed in range(12)]
+        for caller in callers:
+            caller.until(Done)
+
+        def up_to(bound: str) -> float:
+            return service.figure("reimagen_generator_event_loop_lag_seconds_bucket", le=bound)
+
+        assert up_to("+Inf") > 0 and up_to("0.5") >= 0.9 * up_to("+Inf")
