@@ -40,6 +40,7 @@ from generator_svc.metrics import GeneratorMetrics
 from generator_svc.neighbor_source import NeighborSource
 from generator_svc.pipeline import Pipeline
 from generator_svc.retrieval_client import RetrievalClient
+from generator_svc.retrieval_watch import RetrievalWatch
 from generator_svc.servicer import SERVICE_NAME, GeneratorServicer
 from generator_svc.stage_backend import StageBackend, StageInfo, TextBackend
 from generator_svc.stage_runtime import StageRuntime
@@ -95,7 +96,8 @@ class GeneratorSettings(AdmissionSettings):
     retrieval_timeout_s: float = setting(default=10.0, help="seconds that retrieval gets to answer")
     without_retrieval: Literal["fail", "draw"] = setting(
         default="fail",
-        help="when retrieval does not answer: fail the request, or draw it without neighbors, and say so",
+        help="when retrieval does not answer: fail the request (and say NOT_SERVING until it does), or draw it without"
+        " neighbors, and say so",
     )
     retrieval_api_key_file: Path | None = setting(  # noqa: RUF009 (a field, as are the next)
         default=None, help="file with the API key that is shown to the retrieval service; empty: none is"
@@ -188,7 +190,7 @@ async def opened(
     """Load what generation needs, and register it with `server`; everything is closed on exit.
 
     Args:
-        health: told whether the Tritons can be used; says when the service is about to end.
+        health: told whether the Tritons and retrieval can be used; says when the service is about to end.
 
     Raises:
         CheckpointError: weights are missing, altered, or do not fit the text encoder.
@@ -205,13 +207,18 @@ async def opened(
             stages, texts = await _embedded(settings, metrics, stack)
         retriever = _connect(settings)
         stack.push_async_callback(retriever.close)
+        if settings.without_retrieval == "fail":
+            usable = partial(health.set_usable, dependency="retrieval")
+            await stack.enter_async_context(RetrievalWatch(retriever, on_usable=usable))
         neighbors = NeighborSource(
             retriever, timeout_s=settings.retrieval_timeout_s, without_retrieval=settings.without_retrieval
         )
         pipeline = Pipeline(neighbors=neighbors, texts=texts, stages=stages, metrics=metrics, admission=admission)
         drawings = SharedDrawings(kept_s=settings.results_kept_s, kept_bytes=settings.results_kept_bytes)
         stack.push_async_callback(drawings.close)
-        generator_pb2_grpc.add_GeneratorServiceServicer_to_server(GeneratorServicer(pipeline, drawings), server)
+        generator_pb2_grpc.add_GeneratorServiceServicer_to_server(
+            GeneratorServicer(pipeline, drawings, settings.call_limits()), server
+        )
         yield (SERVICE_NAME,)
 
 
@@ -230,7 +237,7 @@ async def _in_triton(
         text_encoder=_encoder_name(settings),
         policy=policy,
         metrics=TritonMetrics(registry),
-        on_usable=health.set_usable,
+        on_usable=partial(health.set_usable, dependency="triton"),
         open_timeout_s=settings.triton_canary_timeout_s,
     )
     await stack.enter_async_context(backends)

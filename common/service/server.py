@@ -80,6 +80,15 @@ class ServerSettings:
     )
     log_style: Literal["json", "text"] = setting(default="json", help="json (one object a line) or text")
 
+    def call_limits(self) -> CallLimits:
+        """What a call may take."""
+        return CallLimits(
+            max_concurrent=self.max_concurrent_calls,
+            max_request_bytes=self.max_request_bytes,
+            default_deadline_s=self.default_deadline_s,
+            max_deadline_s=self.max_deadline_s,
+        )
+
 
 async def serve(
     settings: ServerSettings,
@@ -117,12 +126,7 @@ async def serve(
     tracing = _tracing(settings, name)
     interceptor = CallInterceptor(
         RpcMetrics(registry),
-        CallLimits(
-            max_concurrent=settings.max_concurrent_calls,
-            max_request_bytes=settings.max_request_bytes,
-            default_deadline_s=settings.default_deadline_s,
-            max_deadline_s=settings.max_deadline_s,
-        ),
+        settings.call_limits(),
         keys=ApiKeys(read=settings.read_keys_file, admin=settings.admin_keys_file),
         admin_methods=admin_methods,
         tracing=tracing,

@@ -156,6 +156,13 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(serving: Callable[...,
         assert list(client.generate(SHORT, timeout_s=30.0)), "and now it is known to be fast"
 
 
+def test_the_services_own_limit_is_a_deadline_too(serving: Callable[..., Any]) -> None:
+    with serving(pass_seconds="64=10", max_deadline_s=20.0) as (_, client):
+        with pytest.raises(GenerationFailed, match=r"20\.0 s are left|19\.\d s are left") as caught:
+            list(client.generate(SHORT, timeout_s=600.0))
+        assert caught.value.reason == "DEADLINE_TOO_SHORT"
+
+
 @pytest.mark.parametrize("how", ["leaves", "deadline"])
 def test_who_waits_and_goes_away_leaves_the_line(serving: Callable[..., Any], how: str) -> None:
     with serving(slots=1) as (service, client):
