@@ -6,6 +6,7 @@ import json
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from reimagen.retrieval.v1 import knowledge_base_pb2 as kb_pb
 from reimagen.retrieval.v1 import knowledge_base_pb2_grpc as kb_pb_grpc
 from reimagen.retrieval.v1 import retrieval_pb2 as pb
@@ -68,6 +69,10 @@ class RetrievalClient:
         options = (
             ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
             ("grpc.service_config", json.dumps(_RETRIES)),
+            # gRPC's own pauses grow to two minutes: one that comes back would be found out that late.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1000),
+            ("grpc.max_reconnect_backoff_ms", 1000),
         )
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, options=options)
@@ -75,6 +80,7 @@ class RetrievalClient:
             self._channel = grpc.aio.secure_channel(address, credentials, options=options)
         self._stub = pb_grpc.RetrievalServiceStub(self._channel)
         self._knowledge_bases = kb_pb_grpc.KnowledgeBaseServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
     async def retrieve(self, order: Order, k: int, *, timeout_s: float) -> Retrieved:
@@ -124,6 +130,21 @@ class RetrievalClient:
         except grpc.aio.AioRpcError as error:
             raise self._explain(error, timeout_s) from error
         return _neighbor(response.pair, score=0.0, rank=0)
+
+    async def check(self, *, timeout_s: float) -> None:
+        """Returns where it says that it serves.
+
+        Raises:
+            DeadlineExceeded: it does not answer within `timeout_s`.
+            ServiceError: it cannot be reached, or says that it does not serve.
+        """
+        request = health_pb2.HealthCheckRequest(service=_SERVICES[0])  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            answer = await self._health.Check(request, timeout=timeout_s)  # pyright: ignore[reportAttributeAccessIssue]
+        except grpc.aio.AioRpcError as error:
+            raise self._explain(error, timeout_s) from error
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise Unavailable(f"retrieval at {self.address} does not serve now", retry_after_s=RETRY_AFTER_S)
 
     async def close(self) -> None:
         """Close the channel."""

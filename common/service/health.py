@@ -34,7 +34,7 @@ class Health(health_pb2_grpc.HealthServicer):
 
     def __init__(self) -> None:
         self._is_serving: dict[str, bool] = {"": False, READINESS: False}
-        self._is_usable = True
+        self._is_usable: dict[str, bool] = {}
         self._changed = asyncio.Event()
         self._when_ending: list[Callable[[], object]] = []
 
@@ -54,9 +54,9 @@ class Health(health_pb2_grpc.HealthServicer):
         """`tell` is called when the service is about to end, while calls are still under way and taken."""
         self._when_ending.append(tell)
 
-    def set_usable(self, usable: bool) -> None:
-        """Whether what the services depend on can be used; while it cannot, none of them answers."""
-        self._is_usable = usable
+    def set_usable(self, usable: bool, *, dependency: str = "") -> None:
+        """Whether something that the services depend on can be used; while one of these cannot, none of them answers."""
+        self._is_usable[dependency] = usable
         self._ring()
 
     async def Check(
@@ -86,7 +86,7 @@ class Health(health_pb2_grpc.HealthServicer):
             return _SERVING
         if name not in self._is_serving:
             return _UNKNOWN
-        return _SERVING if self._is_serving[name] and self._is_usable else _NOT_SERVING
+        return _SERVING if self._is_serving[name] and all(self._is_usable.values()) else _NOT_SERVING
 
     def _ring(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
