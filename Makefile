@@ -107,7 +107,7 @@ bench-retrieval: proto ## Speed of retrieval at 10 K, 100 K and 1 M pairs, besid
 	$(PY) -m bench.retrieval
 
 bench-serving: proto triton ## Speed of generation: batching, overhead, overload, where a step's time goes: bench/results/serving.json
-	$(PY) -m bench.serving
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m bench.serving # as the served stages have it: threads that wait do not spin
 
 clean: ## Remove what was built (keeps the environment and the runs)
 	rm -rf build out
