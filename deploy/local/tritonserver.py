@@ -155,9 +155,15 @@ class TritonServer:
                 pids.update(int(pid) for pid in children.read_text().split())
         return sorted(pids)
 
-    def wait(self) -> int:
-        """Wait until it ends by itself; gives its exit status."""
-        return self._process.wait()
+    def watch(self, poll_s: float = 0.5) -> str:
+        """Wait until it ends, or a model's interpreter does, which it would not say itself; gives what has happened."""
+        stubs = [pid for pid in self.stubs() if _is_stub(pid)]
+        while self._process.poll() is None:
+            gone = [pid for pid in stubs if not _is_stub(pid)]
+            if gone:
+                return f"the interpreter of a model (process {gone[0]}) has ended"
+            time.sleep(poll_s)
+        return f"ended with status {self._process.returncode}; {self.explain()}"
 
     def terminate(self) -> None:
         """Ask it to end: live requests get `drain_s`."""

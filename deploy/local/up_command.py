@@ -75,5 +75,4 @@ def _serve_triton(flags: argparse.Namespace) -> None:
     )
     with running_triton(settings) as server:
         print(f"ready {server.address}", flush=True)
-        code = server.wait()
-        raise ChildFailed(f"tritonserver: ended with status {code}; {server.explain()}")
+        raise ChildFailed(f"tritonserver: {server.watch()}")

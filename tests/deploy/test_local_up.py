@@ -123,6 +123,24 @@ def test_a_killed_generator_comes_back(stack: Up) -> None:
     assert stack.pid("generator") != killed
 
 
+def test_a_triton_whose_interpreter_is_killed_is_started_again(stack: Up) -> None:
+    before = stack.pid("triton")
+    server = int(Path(f"/proc/{before}/task/{before}/children").read_text().split()[0])
+    stub = next(
+        pid
+        for task in Path(f"/proc/{server}/task").iterdir()
+        for pid in map(int, (task / "children").read_text().split())
+        if b"triton_python_backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(stub, signal.SIGKILL)
+    give_up = time.monotonic() + TIMEOUT_S
+    while Path(f"/proc/{before}").exists():
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+    with Client(stack.address("generator"), timeout_s=TIMEOUT_S) as client:
+        assert client.generate("a guide dog", seed=1, stop_at=64).images  # waits for the one that comes back
+
+
 def test_a_taken_port_is_named_before_anything_is_started(stack: Up, weights: Path, work: Path, tmp_path: Path) -> None:
     flags = ["--state", tmp_path / "other", "--work", work, "--weights", weights]
     done = run("up", *flags, "--first-port", stack.first_port)
