@@ -77,7 +77,10 @@ class TritonServer:
             raise ChildFailed(f"tritonserver: {home} is not there or has no stub; run `make triton`")
         self._log = settings.log
         self._drain_s = settings.drain_s
-        self._shm_prefix = f"reimagen-{secrets.token_hex(6)}"
+        self._watched: list[int] = []
+        self._shm_prefix = f"reimagen-{settings.grpc_port or 'any'}-{secrets.token_hex(6)}"
+        if settings.grpc_port:  # nobody else has the port: what a killed server left that had it is nobody's
+            _remove_regions(f"reimagen-{settings.grpc_port}-")
         self.admin_key = settings.admin_key or secrets.token_urlsafe(16)
         self.address = f"127.0.0.1:{settings.grpc_port or _free_port()}"
         self.metrics_address = f"127.0.0.1:{settings.metrics_port or _free_port()}"
@@ -157,10 +160,11 @@ class TritonServer:
 
     def watch(self, poll_s: float = 0.5) -> str:
         """Wait until it ends, or a model's interpreter does, which it would not say itself; gives what has happened."""
-        stubs = [pid for pid in self.stubs() if _is_stub(pid)]
+        self._watched = [pid for pid in self.stubs() if _is_stub(pid)]
         while self._process.poll() is None:
-            gone = [pid for pid in stubs if not _is_stub(pid)]
+            gone = [pid for pid in self._watched if not _is_stub(pid)]
             if gone:
+                self._process.kill()  # asked to end, it would wait for the one that is gone, for half a minute
                 return f"the interpreter of a model (process {gone[0]}) has ended"
             time.sleep(poll_s)
         return f"ended with status {self._process.returncode}; {self.explain()}"
@@ -172,7 +176,7 @@ class TritonServer:
 
     def stop(self) -> None:
         """End it, by force where asking takes too long, with its stubs and what they left in shared memory."""
-        stubs = self.stubs()
+        stubs = {*self.stubs(), *self._watched}  # those of a server that was killed are its children no more
         self.terminate()
         try:
             self._process.wait(self._drain_s + STOP_TIMEOUT_S)
@@ -183,8 +187,7 @@ class TritonServer:
             if _is_stub(pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        for region in SHM.glob(f"{self._shm_prefix}*"):
-            region.unlink(missing_ok=True)
+        _remove_regions(self._shm_prefix)
 
 
 @contextmanager
@@ -200,6 +203,11 @@ def running_triton(settings: TritonSettings) -> Iterator[TritonServer]:
         yield server
     finally:
         server.stop()
+
+
+def _remove_regions(prefix: str) -> None:
+    for region in SHM.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
 
 
 def _is_serving(health: health_pb2_grpc.HealthStub) -> bool:

@@ -52,6 +52,14 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def wait_serving(stack: Up) -> None:
+    give_up = time.monotonic() + TIMEOUT_S
+    with Client(stack.address("generator")) as client:
+        while not all(service.is_serving for service in client.health()):
+            assert time.monotonic() < give_up
+            time.sleep(0.2)
+
+
 def free_ports() -> int:
     """The first of NUM_PORTS ports in a row that nobody listens on."""
     for first in range(21000, 60000, NUM_PORTS):
@@ -115,11 +123,7 @@ def test_a_second_up_leaves_it_as_it_is_and_other_settings_are_refused(stack: Up
 def test_a_killed_generator_comes_back(stack: Up) -> None:
     killed = stack.pid("generator")
     os.kill(killed, signal.SIGKILL)
-    give_up = time.monotonic() + TIMEOUT_S
-    with Client(stack.address("generator")) as client:
-        while not all(service.is_serving for service in client.health()):
-            assert time.monotonic() < give_up
-            time.sleep(0.2)
+    wait_serving(stack)
     assert stack.pid("generator") != killed
 
 
@@ -137,8 +141,9 @@ def test_a_triton_whose_interpreter_is_killed_is_started_again(stack: Up) -> Non
     while Path(f"/proc/{before}").exists():
         assert time.monotonic() < give_up
         time.sleep(0.1)
-    with Client(stack.address("generator"), timeout_s=TIMEOUT_S) as client:
-        assert client.generate("a guide dog", seed=1, stop_at=64).images  # waits for the one that comes back
+    wait_serving(stack)
+    with Client(stack.address("generator")) as client:
+        assert client.generate("a guide dog", seed=1, stop_at=64).images
 
 
 def test_a_taken_port_is_named_before_anything_is_started(stack: Up, weights: Path, work: Path, tmp_path: Path) -> None:
