@@ -20,8 +20,10 @@ DATA := runs/prepared
 SECONDS_64 ?= 3600
 SECONDS_256 ?= 1200
 SECONDS_1024 ?= 1200
+SOAK_SECONDS ?= 600
+SOAK_SEED ?= 1
 
-.PHONY: help env triton proto generate knowledge-base up down status test test-crashes test-faults lint train-demo train-data evaluate bench-retrieval bench-serving clean
+.PHONY: help env triton proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate bench-retrieval bench-serving clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -84,6 +86,12 @@ test-crashes: proto ## Kill the knowledge base's writer at 100 random points
 
 test-faults: proto triton ## Kill Tritons and their stubs 50 times in the middle of a stage
 	REIMAGEN_FAULTS=50 $(PY) -m pytest -s tests/generator_svc/test_triton_failover.py
+
+test-soak: proto triton ## Three minutes of callers and faults on a whole stack; SOAK_SEED=1 decides which
+	REIMAGEN_SOAK_SECONDS=180 REIMAGEN_SOAK_SEED=$(SOAK_SEED) $(PY) -m pytest -s tests/soak
+
+soak: proto triton ## The same for SOAK_SECONDS=600, with memory measured
+	REIMAGEN_SOAK_SECONDS=$(SOAK_SECONDS) REIMAGEN_SOAK_SEED=$(SOAK_SEED) $(PY) -m pytest -s tests/soak
 
 lint: proto ## ruff, pyright and buf
 	$(VENV)/bin/ruff check .
