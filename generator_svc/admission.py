@@ -265,7 +265,12 @@ class Admission:
         return remaining_s >= self._least_time(True) * self._forecast(ticket.works, ()).ends_s
 
     def _is_probe(self) -> bool:
-        """Whether to let one in against the estimates: an estimate that refuses everybody would never be corrected."""
+        """Whether to let one in against the estimates: one that refuses everybody would never be corrected.
+
+        Where something is drawn, that will correct it.
+        """
+        if self._running:
+            return False
         if self._confirmed_samples != self.times.samples:
             self._confirmed_samples, self._unconfirmed = self.times.samples, 0
         self._unconfirmed = (self._unconfirmed + 1) % _PROBE_EVERY

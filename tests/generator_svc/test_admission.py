@@ -144,6 +144,10 @@ def test_an_estimate_that_refuses_everybody_is_put_to_the_test() -> None:
         except DeadlineExceeded:
             outcomes.append(False)
     assert [i for i, is_let_in in enumerate(outcomes, 1) if is_let_in] == [16, 32]
+    desk.take(10)
+    for _ in range(33):
+        with pytest.raises(DeadlineExceeded):
+            desk.take(10, within_s=1.0)
 
 
 def test_nothing_known_refuses_nothing() -> None:
