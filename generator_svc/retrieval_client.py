@@ -71,7 +71,7 @@ class RetrievalClient:
             ("grpc.service_config", json.dumps(_RETRIES)),
             # gRPC's own pauses grow to two minutes: one that comes back would be found out that late.
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 1000),
+            ("grpc.min_reconnect_backoff_ms", 3000),  # what one attempt may take, TLS included
             ("grpc.max_reconnect_backoff_ms", 1000),
         )
         if credentials is None:

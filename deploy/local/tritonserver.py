@@ -35,6 +35,7 @@ SHM_BYTES = 16 << 20  # of each model; grows by as much, and a 1024 picture take
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.05
+_SOON = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class TritonServer:
             raise ChildFailed(f"tritonserver: {home} is not there or has no stub; run `make triton`")
         self._log = settings.log
         self._drain_s = settings.drain_s
-        self._watched: list[int] = []
+        self._interpreters: dict[int, str] = {}  # models by process id, of all that were ever seen
         self._shm_prefix = f"reimagen-{settings.grpc_port or 'any'}-{secrets.token_hex(6)}"
         if settings.grpc_port:  # nobody else has the port: what a killed server left that had it is nobody's
             _remove_regions(f"reimagen-{settings.grpc_port}-")
@@ -132,9 +133,10 @@ class TritonServer:
             ChildFailed: it ended, or is not ready in time; the message holds the error in its log.
         """
         give_up = time.monotonic() + timeout_s
-        with grpc.insecure_channel(self.address) as channel:
+        with grpc.insecure_channel(self.address, options=_SOON) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             while True:
+                self._note_interpreters()
                 if self._process.poll() is not None:
                     raise ChildFailed(f"tritonserver: ended with status {self._process.returncode}; {self.explain()}")
                 with suppress(grpc.RpcError):
@@ -160,14 +162,18 @@ class TritonServer:
 
     def watch(self, poll_s: float = 0.5) -> str:
         """Wait until it ends, or a model's interpreter does, which it would not say itself; gives what has happened."""
-        self._watched = [pid for pid in self.stubs() if _is_stub(pid)]
         while self._process.poll() is None:
-            gone = [pid for pid in self._watched if not _is_stub(pid)]
-            if gone:
+            self._note_interpreters()
+            alive = {model for pid, model in self._interpreters.items() if _model_of(pid) == model}
+            if gone := sorted(set(self._interpreters.values()) - alive):
                 self._process.kill()  # asked to end, it would wait for the one that is gone, for half a minute
-                return f"the interpreter of a model (process {gone[0]}) has ended"
+                return f"the interpreter of {', '.join(gone)} has ended"
             time.sleep(poll_s)
         return f"ended with status {self._process.returncode}; {self.explain()}"
+
+    def _note_interpreters(self) -> None:
+        # From the start on: one that is gone by the time that the server is ready would not be missed otherwise.
+        self._interpreters |= {pid: model for pid in self.stubs() if (model := _model_of(pid))}
 
     def terminate(self) -> None:
         """Ask it to end: live requests get `drain_s`."""
@@ -176,7 +182,7 @@ class TritonServer:
 
     def stop(self) -> None:
         """End it, by force where asking takes too long, with its stubs and what they left in shared memory."""
-        stubs = {*self.stubs(), *self._watched}  # those of a server that was killed are its children no more
+        stubs = {*self.stubs(), *self._interpreters}  # those of a server that was killed are its children no more
         self.terminate()
         try:
             self._process.wait(self._drain_s + STOP_TIMEOUT_S)
@@ -184,7 +190,7 @@ class TritonServer:
             self._process.kill()
             self._process.wait()
         for pid in stubs:
-            if _is_stub(pid):
+            if _model_of(pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         _remove_regions(self._shm_prefix)
@@ -238,9 +244,12 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _is_stub(pid: int) -> bool:
-    """Whether the process is still a stub: its number may be another's by now."""
+def _model_of(pid: int) -> str:
+    """The model whose interpreter a process is; empty for any other: a number may be another's by now."""
     try:
-        return b"triton_python_backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return False
+        return ""
+    # Its first argument is .../MODEL/VERSION/model.py.
+    is_stub = len(words) > 1 and words[0].endswith(b"triton_python_backend_stub")
+    return Path(os.fsdecode(words[1])).parts[-3] if is_stub else ""

@@ -129,7 +129,7 @@ class Callers:
     """Asks, and keeps how it ended."""
 
     def __init__(self, address: str, rng: random.Random) -> None:
-        """`expect` what ASKED draws before anybody else asks."""
+        """First `expect` what is asked for, before anybody else asks."""
         self.outcomes: list[Outcome] = []
         self._address = address
         self._rng = rng
@@ -152,7 +152,9 @@ class Callers:
         """So many callers at once, each with chances of its own."""
         for number in range(count):
             rng = random.Random(self._rng.random())
-            self._threads.append(threading.Thread(target=self._keep_calling, args=(rng,), name=f"caller {number}"))
+            self._threads.append(
+                threading.Thread(target=self._keep_calling, args=(rng,), name=f"caller {number}", daemon=True)
+            )
             self._threads[-1].start()
 
     def stop(self) -> list[str]:

@@ -91,7 +91,7 @@ def all_pictures() -> list[GenerationRequest]:
 
 def inflict(fault: Fault, stack: SoakStack, callers: Callers, watches: dict[str, HealthWatch]) -> Struck:
     """Strike in the middle of a picture, and wait until all is well and the picture has ended."""
-    is_there, struck_at = threading.Event(), []
+    is_there = threading.Event()
 
     def on_event(event: Event) -> None:
         if is_in(event, fault.size):
@@ -99,13 +99,12 @@ def inflict(fault: Fault, stack: SoakStack, callers: Callers, watches: dict[str,
 
     outcome = []
     drawing = threading.Thread(
-        target=lambda: outcome.append(callers.draw("struck", in_stage(fault.size), on_event=on_event))
+        target=lambda: outcome.append(callers.draw("struck", in_stage(fault.size), on_event=on_event)), daemon=True
     )
     drawing.start()
     assert is_there.wait(STRIKE_S), f"{fault}: no picture has come so far"
-    struck_at.append(time.monotonic())
+    at = time.monotonic()
     assert fault.strike(stack), f"{fault}: nothing to kill"
-    at = struck_at[0]
     noticed = _until(lambda: watches["generator"].when(False, after=at), NOTICED_S, f"{fault}: noticed")
     # A Triton without an interpreter says that it serves until it is started anew.
     away = _until(lambda: watches[fault.dependency].when(False, after=at), BACK_S, f"{fault}: away")

@@ -34,7 +34,8 @@ class SoakSettings:
 
     Attributes:
         seconds: of everything.
-        faulty_s: in which things are killed; from then on memory is measured.
+        faulty_s: in which things are killed.
+        warm_up_s: from then until memory is measured.
         num_callers: at once.
         faults: what breaks first, in this order; then it is drawn.
     """
@@ -42,6 +43,7 @@ class SoakSettings:
     seed: int
     seconds: float
     faulty_s: float
+    warm_up_s: float = 0.0
     num_callers: int
     faults: tuple[Fault, ...] = ()
 
@@ -104,14 +106,16 @@ def soak(stack: SoakStack, settings: SoakSettings) -> Report:
         callers.start(settings.num_callers)
         faults = schedule(rng)
         first = iter(settings.faults)
-        while (planned := next(first, None)) or time.monotonic() - started < settings.faulty_s:
-            report.struck.append(inflict(planned or next(faults), stack, callers, watches))
-            print(report.struck[-1], flush=True)
-        calm = time.monotonic()
-        time.sleep(max(0.0, started + settings.seconds - calm))
-        report.growths = memory.growths(since=calm)
-        report.hanging = callers.stop()
-        callers.close()
+        try:
+            while (planned := next(first, None)) or time.monotonic() - started < settings.faulty_s:
+                report.struck.append(inflict(planned or next(faults), stack, callers, watches))
+                print(report.struck[-1], flush=True)
+            calm = time.monotonic()
+            time.sleep(max(0.0, started + settings.seconds - calm))
+            report.growths = memory.growths(since=calm + settings.warm_up_s)
+        finally:
+            report.hanging = callers.stop()
+            callers.close()
         report.live = at_rest(stack)
         report.leftovers = stack.leftovers()
     return report
