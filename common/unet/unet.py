@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from common.diffusion.schedule import LOG_SNR_MAX
 from common.unet.condition import Condition, KeysValues
 from common.unet.config import PLACEMENT_SIZE, UNetConfig
-from common.unet.layers import Attention, NoiseEmbedding, Placement, Reference, ResidualBlock, grid_places
+from common.unet.layers import Attention, NoiseEmbedding, ResidualBlock, grid_places
+from common.unet.reference import Copy, Placement, Reference
 
 SELF_SHARPNESS = 8.0
 TEXT_SHARPNESS = 4.0
@@ -104,6 +105,7 @@ class UNet(nn.Module):
         self.pool_text = nn.Linear(config.text_width, config.embedding_width) if config.text_width else None
         self.placement = Placement(config.text_width) if config.placement else None
         self.reference = Reference(first, patch) if config.placement else None
+        self.copy = Copy(first, patch) if config.placement else None
         if config.scale > 1:
             fold = patch // config.scale
             self.embed_augmentation = NoiseEmbedding(config.embedding_width)
@@ -175,19 +177,21 @@ class UNet(nn.Module):
         if self.config.scale > 1:
             embedding = embedding + self.embed_augmentation(condition.augmentation)
             x = x + self.low_res_stem(F.pixel_unshuffle(condition.low_res, self.config.patch // self.config.scale))
+        laid = None
         if self.reference is not None and condition.neighbor_mask.shape[1]:
             size = (x_t.shape[2], x_t.shape[3])
-            x = x + self.reference(condition.pictures, condition.neighbor_mask, condition.placement, size)
+            laid = self.reference.lay(condition.pictures, condition.neighbor_mask, condition.placement, size)
+            x = x + self.reference(laid)
         text = list(condition.text)
         features = self.dstack(x, embedding, text, condition.text_mask)
         features = self._attend_to_neighbors(features, condition)
         x = self.ustack(features, embedding, text, condition.text_mask)
-        residual = F.pixel_shuffle(self.head(x), self.config.patch)
+        drawn = F.pixel_shuffle(self.head(x), self.config.patch)
         if self.config.scale > 1:
             size = (x_t.shape[2], x_t.shape[3])
             enlarged = F.interpolate(condition.low_res.float(), size, mode="bicubic", align_corners=False)
-            return enlarged.to(residual.dtype) + residual
-        return residual
+            drawn = enlarged.to(drawn.dtype) + drawn
+        return drawn if self.copy is None or laid is None else self.copy(drawn, x, laid)
 
     def forward(self, x_t: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         """Same as `denoise`, so that wrappers which hook `forward` (compilers, data parallel) see it."""

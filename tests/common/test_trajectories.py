@@ -102,6 +102,8 @@ def test_ancestral_noise_is_the_samples_own(unet: UNet, conditions: list[Conditi
     """With a network that says nothing, only noise decides: to the bit the same alone, first or last in a batch."""
     torch.nn.init.zeros_(unet.head.weight)
     torch.nn.init.zeros_(unet.head.bias)
+    assert unet.copy is not None and unet.copy.score.bias is not None
+    torch.nn.init.constant_(unet.copy.score.bias, -1e4)  # nothing is taken over from the neighbors either
     noisy = [plan("ddpm", steps=6, seed=s, thresholding="none") for s in (1, 2, 3)]
     condition = concatenate([conditions[0]] * 3)
     forwards = run_together(unet, "v", noisy, condition)

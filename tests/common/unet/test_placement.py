@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from common.conditioning import keep
-from common.unet.layers import Placement, Reference, encode_places, grid_places, grid_positions, place_pictures
+from common.unet.layers import encode_places, grid_places, grid_positions
+from common.unet.reference import Copy, Laid, Placement, Reference, place_pictures
 
 
 def conditioning(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -78,25 +79,71 @@ def reference() -> Reference:
     return made
 
 
+def pooled(made: Reference, shown: torch.Tensor, mask: torch.Tensor, placement: torch.Tensor) -> torch.Tensor:
+    return made(made.lay(shown, mask, placement, (8, 8)))
+
+
 def test_the_reference_begins_by_adding_nothing() -> None:
-    said = Reference(4, 2)(pictures(), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 4), (8, 8))
+    said = pooled(Reference(4, 2), pictures(), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 4))
     assert said.shape == (2, 4, 4, 4) and (said == 0).all()
 
 
 def test_the_reference_knows_no_order_and_sees_no_masked_neighbor() -> None:
     made, still, all_there = reference(), torch.zeros(2, 4), torch.ones(2, 3, dtype=torch.bool)
-    said = made(pictures(), all_there, still, (8, 8))
-    torch.testing.assert_close(made(pictures()[:, [2, 0, 1]], all_there, still, (8, 8)), said)
+    said = pooled(made, pictures(), all_there, still)
+    torch.testing.assert_close(pooled(made, pictures()[:, [2, 0, 1]], all_there, still), said)
     two = torch.tensor([[True, True, False]] * 2)
-    torch.testing.assert_close(made(pictures(), two, still, (8, 8)), made(pictures()[:, :2], two[:, :2], still, (8, 8)))
-    assert (made(pictures(), ~all_there, still, (8, 8)) == 0).all()
+    torch.testing.assert_close(pooled(made, pictures(), two, still), pooled(made, pictures()[:, :2], two[:, :2], still))
+    assert (pooled(made, pictures(), ~all_there, still) == 0).all()
 
 
 def test_the_reference_reads_what_is_there() -> None:
     made, there = reference(), torch.ones(2, 3, dtype=torch.bool)
-    said = made(pictures(), there, torch.zeros(2, 4), (8, 8))
-    assert not torch.allclose(made(pictures(1), there, torch.zeros(2, 4), (8, 8)), said)
-    assert not torch.allclose(made(pictures(), there, torch.full((2, 4), 0.3), (8, 8)), said)
+    said = pooled(made, pictures(), there, torch.zeros(2, 4))
+    assert not torch.allclose(pooled(made, pictures(1), there, torch.zeros(2, 4)), said)
+    assert not torch.allclose(pooled(made, pictures(), there, torch.full((2, 4), 0.3)), said)
+
+
+def copying(score: float | None = None) -> tuple[Copy, torch.Tensor, torch.Tensor, Laid]:
+    """A copy mechanism with random scores (or one score for all), what is drawn, the hidden features, the neighbors."""
+    torch.manual_seed(4)
+    made = Copy(4, 2)
+    assert made.score.bias is not None
+    if score is None:
+        torch.nn.init.normal_(made.score.weight, std=0.4)
+    else:
+        torch.nn.init.constant_(made.score.bias, score / Copy.SHARPNESS)
+    drawn, hidden = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 4, 4)
+    laid = reference().lay(pictures(), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 4), (8, 8))
+    return made, drawn, hidden, laid
+
+
+def test_a_pixel_is_the_mixture_that_its_shares_say() -> None:
+    made, drawn, hidden, laid = copying(score=0.0)  # four logits of 0: a quarter each
+    torch.testing.assert_close(made(drawn, hidden, laid), (drawn + laid.pictures.sum(1)) / 4)
+    made, drawn, hidden, laid = copying(score=30.0)  # only neighbors
+    torch.testing.assert_close(made(drawn, hidden, laid), laid.pictures.mean(1))
+    made, drawn, hidden, laid = copying(score=Copy.BEGINNING)
+    assert (made.shares(hidden, laid)[:, 0] > 0.94).all()
+
+
+def test_a_masked_neighbor_is_not_copied_and_none_leaves_the_drawing() -> None:
+    made, drawn, hidden, laid = copying()
+    two = torch.tensor([[True, True, False]] * 2)
+    first = Laid(pictures=laid.pictures[:, :2], features=laid.features[:, :2], mask=two[:, :2])
+    torch.testing.assert_close(made(drawn, hidden, replace(laid, mask=two)), made(drawn, hidden, first))
+    torch.testing.assert_close(made(drawn, hidden, replace(laid, mask=~laid.mask)), drawn)
+
+
+def test_shares_follow_the_neighbor_that_they_are_of() -> None:
+    made, drawn, hidden, laid = copying()
+    order = [2, 0, 1]
+    turned = Laid(pictures=laid.pictures[:, order], features=laid.features[:, order], mask=laid.mask[:, order])
+    torch.testing.assert_close(made(drawn, hidden, turned), made(drawn, hidden, laid))
+    shares = made.shares(hidden, laid)
+    assert shares.shape == (2, 4, 1, 8, 8)
+    torch.testing.assert_close(shares.sum(1), torch.ones(2, 1, 8, 8))
+    assert shares.std(1).min() > 0  # the scores tell the neighbors apart
 
 
 def test_a_u_net_without_neighbors_has_none(base_config) -> None:
