@@ -77,7 +77,7 @@ class Report:
         )
         lines += [str(struck) for struck in self.struck]
         lines += [
-            f"{g.name:14} {g.mib:7.0f} MiB, {g.mib_a_minute:+.2f} MiB a minute over {g.seconds:.0f} s"
+            f"{g.name:14} {g.mib:5.0f} MiB, at most {g.peak_mib:.0f}, {g.mib_a_minute:+.2f} a minute over {g.seconds:.0f} s"
             for g in self.growths
         ]
         return "\n".join([*lines, *(f"unexplained: {why}" for why in self.unexplained())])

@@ -23,8 +23,8 @@ IS_SHORT = SECONDS < 60
 # The product's bounds are 5 and 10 s; a machine that does other things at once takes its time.
 NOTICED_S, RECOVERED_S = (15.0, 30.0) if IS_SHORT else (5.0, 10.0)
 WARM_UP_S = 125.0  # what is kept for those who ask again is kept for 120 s
-MEASURED_FROM_S = 300.0  # of a shorter soak, memory is told only
-MAX_MIB_A_MINUTE = 2.0
+MEASURED_FROM_S = 500.0  # of a shorter soak, memory is told only
+MAX_GROWTH = 0.1  # of itself, over the time in which memory is measured: a quarter of the soak and more
 STRAYS_S = 10.0
 
 
@@ -42,7 +42,7 @@ def settings() -> SoakSettings:
     if IS_SHORT:
         faults = (Fault(kind="stub", size=64), Fault(kind="retrieval", size=256))
         return SoakSettings(seed=SEED, seconds=20, faulty_s=0, num_callers=3, faults=faults)
-    calm_s = 20.0 if SECONDS < MEASURED_FROM_S else 2.5 * WARM_UP_S
+    calm_s = 20.0 if SECONDS < MEASURED_FROM_S else SECONDS / 2
     return SoakSettings(
         seed=SEED,
         seconds=SECONDS,
@@ -64,7 +64,7 @@ def test_soak(stack: SoakStack) -> None:
     if not IS_SHORT:
         assert {growth.name for growth in report.growths} >= {"generator", "retrieval", "tritonserver", "unet_64"}
     if SECONDS >= MEASURED_FROM_S:
-        assert not [growth for growth in report.growths if growth.mib_a_minute > MAX_MIB_A_MINUTE]
+        assert not [growth for growth in report.growths if growth.share > MAX_GROWTH]
 
 
 def test_a_generator_that_is_asked_to_end_finishes_what_it_has_accepted(stack: SoakStack) -> None:

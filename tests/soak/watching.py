@@ -7,6 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import combinations
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -57,12 +58,21 @@ class HealthWatch:
 
 @dataclass(frozen=True)
 class Growth:
-    """Memory of one process over a time: its median at the end (MiB), and how it grew (MiB a minute)."""
+    """Memory of one process over a time (MiB): its floor at the end, how that grew a minute, and the highest it came.
+
+    The floor is the least of each tenth of the time: what requests take for a while comes and goes above it.
+    """
 
     name: str
     mib: float
     mib_a_minute: float
+    peak_mib: float
     seconds: float
+
+    @property
+    def share(self) -> float:
+        """By which part of itself the floor grew over the whole time."""
+        return self.mib_a_minute * self.seconds / 60 / self.mib
 
 
 class MemoryWatch:
@@ -89,10 +99,10 @@ class MemoryWatch:
         for process in self._stack.processes():
             samples = [sample for sample in self._samples[process] if sample[0] >= since]
             if len(samples) > 1 and self._samples[process][0][0] <= since + 2 * MEMORY_EVERY_S:
-                tenth = max(1, len(samples) // 10)
-                end = statistics.median(mib for _, mib in samples[-tenth:])
+                floor = floors(samples)
                 seconds = samples[-1][0] - samples[0][0]
-                found.append(Growth(process.name, end, 60 * slope(samples), seconds))
+                peak = max(mib for _, mib in samples)
+                found.append(Growth(process.name, floor[-1][1], 60 * slope(floor), peak, seconds))
         return found
 
     def close(self) -> None:
@@ -101,8 +111,14 @@ class MemoryWatch:
         self._thread.join(60)
 
 
+def floors(samples: list[tuple[float, float]], count: int = 10) -> list[tuple[float, float]]:
+    """The lowest sample of each of so many parts of the time."""
+    size = max(1, len(samples) // count)
+    parts = (samples[at : at + size] for at in range(0, len(samples), size))
+    return [min(part, key=lambda sample: sample[1]) for part in parts]
+
+
 def slope(samples: list[tuple[float, float]]) -> float:
-    """Per second, by Theil and Sen: the median over pairs, which one jump does not move."""
-    half = len(samples) // 2
-    pairs = zip(samples[:half], samples[len(samples) - half :], strict=True)
+    """Per second, by Theil and Sen: the median over all pairs, which one jump does not move."""
+    pairs = combinations(samples, 2)
     return statistics.median((y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in pairs)
