@@ -73,6 +73,7 @@ HEADLINES = (
     "wire_bytes_per_picture",
 )
 MAX_BATCH = 8
+STEP_WAYS = ("step_rpc", "sticky_step_rpc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +152,12 @@ def triton(bench: Bench) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="reimagen-bench-") as folder, _triton(bench, Path(folder)) as server:
         figures = asyncio.run(_served(spec, server, orders))
     with tempfile.TemporaryDirectory(prefix="reimagen-bench-") as folder, _steps(bench, Path(folder)) as address:
-        steps = asyncio.run(_stepped(address, orders))
-    for count, seconds in steps.pop("seconds").items():
-        figures["callers"][count]["vs_step_rpc"] = round(
-            figures["callers"][count]["pictures_per_s"] * seconds / len(orders), 3
-        )
-    return figures | {"step_rpc": steps}
+        steps = {name: asyncio.run(_stepped(address, orders, sticky=name == "sticky_step_rpc")) for name in STEP_WAYS}
+    for name, stepped in steps.items():
+        for count, rate in stepped["pictures_per_s"].items():
+            served = figures["callers"][count]
+            served[f"vs_{name}"] = round(served["pictures_per_s"] / rate, 3)
+    return figures | steps
 
 
 async def _served(spec: StageSpec, server: TritonServer, orders: list[StageOrder]) -> dict[str, Any]:
@@ -169,18 +170,14 @@ async def _served(spec: StageSpec, server: TritonServer, orders: list[StageOrder
         await backend.close()
 
 
-async def _stepped(address: str, orders: list[StageOrder]) -> dict[str, Any]:
+async def _stepped(address: str, orders: list[StageOrder], *, sticky: bool) -> dict[str, Any]:
     async with grpc.aio.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
         client = StepClient(channel)
-        await seconds_for(client.draw, orders[:2], 1)
+        draw = client.draw_sticky if sticky else client.draw
+        await seconds_for(draw, orders[:2], 1)
         client.wire_bytes = 0
-        seconds = {str(count): await seconds_for(client.draw, orders, count) for count in CALLERS}
-    drawn = len(orders) * len(CALLERS)
-    return {
-        "seconds": seconds,
-        "pictures_per_s": {count: round(len(orders) / taken, 3) for count, taken in seconds.items()},
-        "wire_bytes_per_picture": round(client.wire_bytes / drawn),
-    }
+        rates = {str(count): round(len(orders) / await seconds_for(draw, orders, count), 3) for count in CALLERS}
+    return {"pictures_per_s": rates, "wire_bytes_per_picture": round(client.wire_bytes / len(orders) / len(CALLERS))}
 
 
 def overheads(bench: Bench) -> dict[str, Any]:
@@ -290,7 +287,7 @@ def table(figures: dict[str, Any]) -> str:
         lines.append(f"| {name} | {figures.get(name, '-')} | {wanted} |")
     for part in ("embedded", "triton"):
         if part in figures:
-            columns = ("pictures_per_s", "vs_serial", "mean_batch", "vs_step_rpc")
+            columns = ("pictures_per_s", "vs_serial", "mean_batch", *(f"vs_{name}" for name in STEP_WAYS))
             lines += ["", f"| callers, {part} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
             for count, row in figures[part]["callers"].items():
                 lines.append(f"| {count} | " + " | ".join(str(row.get(column, "-")) for column in columns) + " |")

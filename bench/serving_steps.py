@@ -1,7 +1,8 @@
 """What continuous batching is measured against: a server that takes one RPC for each step, and batches what waits.
 
-It is kind to that way: conditions are encoded once and stay in the server, only x_t and the estimate travel. Run as a
-process; `StepClient` draws by it.
+Two ways of it. `draw`: a step brings everything that it needs, so that any replica can take it, and its conditions are
+encoded with it. `draw_sticky`: conditions stay in the server, which must then be the same for all steps; only x_t and
+the estimate travel. Run as a process; `StepClient` draws by it.
 """
 
 from __future__ import annotations
@@ -73,14 +74,22 @@ class _Steps:
         self._names = count()
 
     async def begin(self, request: bytes, context: object) -> bytes:
-        with np.load(io.BytesIO(request), allow_pickle=False) as given:
-            arrays = {name: given[name] for name in given.files}
-        plan = Plan.from_json(json.loads(str(arrays.pop("plan"))))
-        inputs = StageInputs(**{field.name: arrays.get(field.name) for field in fields(StageInputs)})  # pyright: ignore[reportArgumentType]
-        job = await asyncio.to_thread(self._engine.begin, [plan], inputs)
         name = next(self._names)
-        self._live[name] = job.trajectories[0]
+        self._live[name] = await asyncio.to_thread(self._begun, _unpack(request))
         return name.to_bytes(8, "big")
+
+    async def step_alone(self, request: bytes, context: object) -> bytes:
+        arrays = _unpack(request)
+        trajectory = await asyncio.to_thread(self._begun, arrays)
+        trajectory.step = int(arrays["step"])
+        trajectory.x_t, trajectory.x0 = (torch.from_numpy(each.copy()) for each in arrays["state"])
+        await asyncio.wrap_future(self._batcher.step(trajectory))
+        return np.stack([trajectory.x_t.numpy(), trajectory.x0.numpy()]).tobytes()
+
+    def _begun(self, arrays: dict[str, np.ndarray]) -> Trajectory:
+        plan = Plan.from_json(json.loads(str(arrays["plan"])))
+        inputs = StageInputs(**{field.name: arrays.get(field.name) for field in fields(StageInputs)})  # pyright: ignore[reportArgumentType]
+        return self._engine.begin([plan], inputs).trajectories[0]
 
     async def step(self, request: bytes, context: object) -> bytes:
         name = int.from_bytes(request[:8], "big")
@@ -100,25 +109,44 @@ class StepClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._begin = channel.unary_unary(f"/{SERVICE}/Begin")
         self._step = channel.unary_unary(f"/{SERVICE}/Step")
+        self._step_alone = channel.unary_unary(f"/{SERVICE}/StepAlone")
         self.wire_bytes = 0
 
     async def draw(self, order: StageOrder) -> np.ndarray:
-        """The picture of an order, a call for each of its steps."""
-        given = {field.name: getattr(order.inputs, field.name) for field in fields(StageInputs)}
-        packed = io.BytesIO()
-        np.savez(
-            packed,
-            plan=np.array(json.dumps(order.plan.to_json())),
-            **{name: array for name, array in given.items() if array is not None},
-        )
-        name = await self._begin(packed.getvalue())
-        self.wire_bytes += len(packed.getvalue())
+        """The picture of an order, a call for each of its steps, which brings all that it needs."""
+        start = order.plan.start()
+        state = np.stack([start, start])
+        for step in range(order.plan.steps):
+            request = _pack(order, step=np.array(step), state=state)
+            answer = await self._step_alone(request)
+            self.wire_bytes += len(request) + len(answer)
+            state = np.frombuffer(answer, np.float32).reshape(2, *start.shape)
+        return state[0]
+
+    async def draw_sticky(self, order: StageOrder) -> np.ndarray:
+        """The same by a server that keeps the conditions."""
+        request = _pack(order)
+        name = await self._begin(request)
+        self.wire_bytes += len(request)
         start = order.plan.start()
         state = np.stack([start, start]).tobytes()
         for _ in range(order.plan.steps):
             state = await self._step(name + state)
             self.wire_bytes += 2 * len(state)
         return np.frombuffer(state, np.float32).reshape(2, *start.shape)[0]
+
+
+def _pack(order: StageOrder, **more: np.ndarray) -> bytes:
+    given = {field.name: getattr(order.inputs, field.name) for field in fields(StageInputs)}
+    packed = io.BytesIO()
+    arrays = more | {name: array for name, array in given.items() if array is not None}
+    np.savez(packed, plan=np.array(json.dumps(order.plan.to_json())), **arrays)  # pyright: ignore[reportArgumentType]
+    return packed.getvalue()
+
+
+def _unpack(request: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(request), allow_pickle=False) as given:
+        return {name: given[name] for name in given.files}
 
 
 async def _serve(size: int, weights: Path, address: str) -> None:
@@ -128,6 +156,7 @@ async def _serve(size: int, weights: Path, address: str) -> None:
     handlers = {
         "Begin": grpc.unary_unary_rpc_method_handler(steps.begin),
         "Step": grpc.unary_unary_rpc_method_handler(steps.step),
+        "StepAlone": grpc.unary_unary_rpc_method_handler(steps.step_alone),
     }
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
