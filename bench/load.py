@@ -105,7 +105,17 @@ def _check(answer: pb.RetrieveResponse, k: int) -> None:
         )
 
 
-def _cpu_s(pid: int) -> float:
-    """Processor seconds of a process so far, its own and the kernel's for it: fields 14 and 15 of proc(5)'s stat."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+def processes_of(pid: int) -> list[int]:
+    """A process and those that it has started and that run, as proc(5) tells."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    return [pid, *(one for child in children for one in processes_of(child))]
+
+
+def _cpu_s(service_pid: int) -> float:
+    """Processor seconds of a service so far, its own and the kernel's for it: fields 14 and 15 of proc(5)'s stat."""
+    ticks = 0
+    for pid in processes_of(service_pid):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS_PER_S

@@ -25,7 +25,7 @@ import numpy as np
 from reimagen.retrieval.v1 import retrieval_pb2 as pb
 from tqdm import tqdm
 
-from bench.load import measure, request_of
+from bench.load import measure, processes_of, request_of
 from bench.peers import bm25_peers, exact_numpy
 from bench.synthetic import EMBEDDING_SIZE, Corpus, Question
 from common.files import write_atomic, write_json
@@ -189,11 +189,17 @@ def serving(library: Path) -> Iterator[tuple[str, int]]:
             child.wait(READY_S)
 
 
-def _memory(pid: int) -> dict[str, float]:
-    """What the process has in memory, and how much of it is its own; the rest is files that the system may drop."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    sizes = {"rss_mb": status["VmRSS"], "rss_own_mb": status["RssAnon"]}
-    return {name: round(int(size.split()[0]) / 1e3, 1) for name, size in sizes.items()}
+def _memory(service_pid: int) -> dict[str, float]:
+    """What the service has in memory, and how much of it is its own; the rest is files that the system may drop.
+
+    Of its processes together: a part of a file that two of them read counts twice.
+    """
+    sizes = {"rss_mb": 0.0, "rss_own_mb": 0.0}
+    for pid in processes_of(service_pid):
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        for name, size in (("rss_mb", status["VmRSS"]), ("rss_own_mb", status["RssAnon"])):
+            sizes[name] += int(size.split()[0]) / 1e3
+    return {name: round(size, 1) for name, size in sizes.items()}
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -18,23 +18,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tantivy
 
 from retrieval_svc.bm25_files import Cursor, check_files, move_aside, read_cursor, system_error, write_cursor
 from retrieval_svc.bm25_search import (
     NUM_LEVELS,
-    RAW_FIELDS,
     THINNING,
     LexicalSearch,
+    attached,
     facet_term,
     flag,
     load,
     pair_bytes,
     term,
 )
+from retrieval_svc.lexical_process import LexicalProcess
 from retrieval_svc.pairs import Change, Lookup, Scored, StoredPair
-from retrieval_svc.words import STEMS, WORDS, name_key, plain, tie_of
+from retrieval_svc.words import name_key, plain, tie_of
+
+Bm25Process = Literal["auto", "on", "off"]  # whether lookups are answered by a process of their own
+AUTO_PROCESS_PAIRS = 50_000  # from so many on a lookup costs more than asking another process does
 
 _WRITER_BYTES = 64 << 20
 _TIE_BITS = 64
@@ -51,7 +56,7 @@ class _View:
 class TantivyIndex:
     """A `LexicalIndex` on disk. Any number of threads search while one applies changes."""
 
-    def __init__(self, folder: Path, index: tantivy.Index, cursor: Cursor) -> None:
+    def __init__(self, folder: Path, index: tantivy.Index, cursor: Cursor, *, process: Bm25Process = "off") -> None:
         """See `open`."""
         self._folder = folder
         self._index = index
@@ -59,22 +64,29 @@ class TantivyIndex:
         self._writing = threading.Lock()
         self._writer: tantivy.IndexWriter | None = None
         self._view = _View(searcher=index.searcher(), generation=cursor.generation)
+        self._process_wanted: Bm25Process = process
+        self._process: LexicalProcess | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> TantivyIndex:
+    def open(cls, folder: Path, *, process: Bm25Process = "off") -> TantivyIndex:
         """Open the index in `folder`, or begin an empty one there; a damaged one is moved to `folder`.damaged.
+
+        Args:
+            process: whether a process of its own answers lookups; auto: where there are two cores, and from
+                AUTO_PROCESS_PAIRS on. Until it is ready, and whenever it fails, they are answered here.
 
         Raises:
             OSError: the folder cannot be written.
         """
         try:
-            opened = cls(folder, _open(folder), read_cursor(folder))
+            opened = cls(folder, _open(folder), read_cursor(folder), process=process)
         except (ValueError, OSError, KeyError, TypeError):
             if folder.exists():
                 move_aside(folder)
-            opened = cls(folder, _open(folder), Cursor())
+            opened = cls(folder, _open(folder), Cursor(), process=process)
         if opened.generation == 0 and opened.num_pairs:
             opened.rebuild(())  # killed before the first cursor was written: what is there may be out of date
+        opened.start_process_if_due()
         return opened
 
     @property
@@ -89,6 +101,9 @@ class TantivyIndex:
 
     def search(self, lookup: Lookup) -> list[Scored]:
         """At most `limit` pairs, best first: the whole name, then the name without details, then the others."""
+        found = self._process.search(lookup) if self._process else None
+        if found is not None:
+            return found
         with _panics_as_errors():
             return LexicalSearch(self._view.searcher, self._index.schema, lookup).run()
 
@@ -141,11 +156,25 @@ class TantivyIndex:
     def close(self) -> None:
         """Let go of the files; waits for merges that are under way."""
         with self._writing:
+            if self._process:
+                self._process.close()
             self._drop_writer()
+
+    def start_process_if_due(self) -> None:
+        """Start the process that answers lookups, if there is none and there should be."""
+        wanted = self._process_wanted
+        if wanted == "auto":
+            num_cores = len(os.sched_getaffinity(0))
+            wanted = "on" if num_cores > 1 and self.num_pairs >= AUTO_PROCESS_PAIRS else "off"
+        if wanted == "on" and self._process is None:
+            self._process = LexicalProcess(self._folder)
 
     def _show(self, generation: int) -> None:
         self._index.reload()
+        if self._process:  # before the generation moves: a caller relies on searches that see it
+            self._process.show_newest()
         self._view = _View(searcher=self._index.searcher(), generation=generation)
+        self.start_process_if_due()
         write_cursor(self._folder, Cursor(generation=generation, epoch=self._epoch))
 
     def _add(self, writer: tantivy.IndexWriter, changes: Sequence[Change], epoch: int) -> None:
@@ -217,18 +246,4 @@ def _document(point: str, pair: StoredPair, epoch: int) -> tantivy.Document:
 def _open(folder: Path) -> tantivy.Index:
     folder.mkdir(parents=True, exist_ok=True)
     check_files(folder)
-    index = tantivy.Index(_schema(), path=str(folder))
-    index.register_tokenizer("reimagen_words", WORDS)
-    index.register_tokenizer("reimagen_stems", STEMS)
-    index.config_reader(reload_policy="manual")  # a view is changed by `apply` alone, as a whole
-    return index
-
-
-def _schema() -> tantivy.Schema:
-    builder = tantivy.SchemaBuilder()
-    for field in RAW_FIELDS:
-        builder.add_text_field(field, tokenizer_name="raw", index_option="basic")
-    for field in ("words", "stems"):
-        builder.add_text_field(field, tokenizer_name=f"reimagen_{field}", index_option="freq")
-    builder.add_unsigned_field("tie", fast=True)
-    return builder.add_bytes_field("payload", stored=True).build()
+    return attached(folder)

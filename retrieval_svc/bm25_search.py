@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import msgspec
 import tantivy
 
 from retrieval_svc.pairs import Lookup, PairFilter, Scored, StoredPair, point_of
-from retrieval_svc.words import STEM_WEIGHT, WORD_WEIGHT, name_key, weighted_words
+from retrieval_svc.words import STEM_WEIGHT, STEMS, WORD_WEIGHT, WORDS, name_key, weighted_words
 
 RAW_FIELDS = ("point", "name", "facet", "license", "source", "safe", "content", "epoch", "level")  # one term, as it is
 THINNING = 2  # bits of the hash: each level of thinning keeps a quarter
@@ -36,6 +37,10 @@ class LexicalSearch:
 
     def run(self) -> list[Scored]:
         """The best pairs, tier by tier."""
+        return [scored(*found) for found in self.stored()]
+
+    def stored(self) -> list[tuple[float, bytes]]:
+        """The same, each as its score and the bytes of its document: see `scored`."""
         lookup = self._lookup
         scoring = _scoring(self._searcher, self._schema, lookup)
         if scoring is None or lookup.limit < 1:
@@ -49,7 +54,7 @@ class LexicalSearch:
             found += self._best(clauses, lookup.limit - len(found), given)
             if len(found) == lookup.limit:
                 break
-        return [Scored(pair=load(self._searcher, at), score=round(score, _SCORE_DECIMALS)) for score, at in found]
+        return [(round(score, _SCORE_DECIMALS), _payload(self._searcher, at)) for score, at in found]
 
     def _best(self, clauses: _Clauses, limit: int, given: set[_Place]) -> list[_Hit]:
         """At most `limit` matches by score, ties by facets and hash; adds them to `given`, and gives none of those."""
@@ -171,13 +176,45 @@ def pair_bytes(pair: StoredPair) -> bytes:
 
 def load(searcher: tantivy.Searcher, address: tantivy.DocAddress) -> StoredPair:
     """The pair of a document."""
-    (stored,) = searcher.doc(address)["payload"]
-    return _PAIR.decode(stored)
+    return _PAIR.decode(_payload(searcher, address))
+
+
+def scored(score: float, stored: bytes) -> Scored:
+    """What `LexicalSearch.stored` gives, as a pair."""
+    return Scored(pair=_PAIR.decode(stored), score=score)
+
+
+def attached(folder: Path) -> tantivy.Index:
+    """The index in `folder`, or an empty one made there. What it shows is changed by `reload` alone, as a whole.
+
+    Raises:
+        ValueError: it is damaged, or of another make.
+    """
+    index = tantivy.Index(_schema(), path=str(folder))
+    index.register_tokenizer("reimagen_words", WORDS)
+    index.register_tokenizer("reimagen_stems", STEMS)
+    index.config_reader(reload_policy="manual")
+    return index
 
 
 def term(schema: tantivy.Schema, field: str, text: str) -> tantivy.Query:
     """Documents that have this very term."""
     return tantivy.Query.term_query(schema, field, text, index_option="basic" if field in RAW_FIELDS else "freq")
+
+
+def _payload(searcher: tantivy.Searcher, address: tantivy.DocAddress) -> bytes:
+    (stored,) = searcher.doc(address)["payload"]
+    return stored
+
+
+def _schema() -> tantivy.Schema:
+    builder = tantivy.SchemaBuilder()
+    for field in RAW_FIELDS:
+        builder.add_text_field(field, tokenizer_name="raw", index_option="basic")
+    for field in ("words", "stems"):
+        builder.add_text_field(field, tokenizer_name=f"reimagen_{field}", index_option="freq")
+    builder.add_unsigned_field("tie", fast=True)
+    return builder.add_bytes_field("payload", stored=True).build()
 
 
 def _selecting(query: tantivy.Query) -> tuple[tantivy.Occur, tantivy.Query]:

@@ -16,6 +16,7 @@ from common.corpus import Facet
 from common.images import ImageError
 from common.pictures import take_in
 from common.service.errors import DataLoss, DeadlineExceeded, InvalidArgument, NotFound, ServiceError, Unavailable
+from retrieval_svc.bm25 import Bm25Process
 from retrieval_svc.build_debt import BuildDebt
 from retrieval_svc.embedding import Embedder
 from retrieval_svc.in_flight import InFlight
@@ -118,6 +119,7 @@ class KnowledgeBase:
         uri_reader: UriReader | None = None,
         settings: VectorSettings | None = None,
         bm25: Bm25 = "tantivy",
+        bm25_process: Bm25Process = "off",
     ) -> KnowledgeBase:
         """Open a knowledge base: what a crash has left undone is done first, so that both indexes agree.
 
@@ -126,12 +128,13 @@ class KnowledgeBase:
             uri_reader: gives the bytes behind an `image_uri` that the operator allows, and b"" for any other; None: none
                 is ever read.
             settings: of the vector index.
-            bm25: what answers BM25.
+            bm25: what answers BM25. bm25_process: see `TantivyIndex.open`.
 
         Raises:
             KnowledgeBaseError: it is missing, damaged, of another format, or another process has it open.
         """
-        return cls(open_parts(folder, settings, bm25), embedder=embedder, uri_reader=uri_reader)
+        parts = open_parts(folder, settings, bm25, bm25_process)
+        return cls(parts, embedder=embedder, uri_reader=uri_reader)
 
     @property
     def manifest(self) -> Manifest:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from common.files import replacing_folder
 from common.service.errors import ServiceError
-from retrieval_svc.bm25 import TantivyIndex
+from retrieval_svc.bm25 import Bm25Process, TantivyIndex
 from retrieval_svc.folder_lock import FolderInUse, FolderLock
 from retrieval_svc.image_store import ImageStore
 from retrieval_svc.manifest import BM25, IMAGES, PAIRS, KnowledgeBaseError, Manifest, read_manifest, write_manifest
@@ -67,11 +67,12 @@ def make_folder(folder: Path, manifest: Manifest, settings: VectorSettings | Non
         write_manifest(made, manifest)
 
 
-def open_parts(folder: Path, settings: VectorSettings | None, bm25: Bm25) -> Parts:
+def open_parts(folder: Path, settings: VectorSettings | None, bm25: Bm25, bm25_process: Bm25Process = "off") -> Parts:
     """Open what is in `folder` and do first what a crash has left undone, so that both indexes agree.
 
     Args:
         bm25: tantivy's index is made where there is none, and left behind where it is not asked.
+        bm25_process: see `TantivyIndex.open`.
 
     Raises:
         KnowledgeBaseError: it is missing, damaged, of another format, or another process has it open.
@@ -90,7 +91,7 @@ def open_parts(folder: Path, settings: VectorSettings | None, bm25: Bm25) -> Par
             lexical: LexicalIndex = SparseIndex(store)
             projection = None
             if bm25 == "tantivy":
-                lexical = index = TantivyIndex.open(folder / BM25)
+                lexical = index = TantivyIndex.open(folder / BM25, process=bm25_process)
                 resources.callback(index.close)
                 projection = Projection(store, index)
                 resources.callback(projection.close)

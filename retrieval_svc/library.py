@@ -13,6 +13,7 @@ from pathlib import Path
 from common.corpus import Facet
 from common.files import sync_folder
 from common.service.errors import AlreadyExists, FailedPrecondition, NotFound
+from retrieval_svc.bm25 import Bm25Process
 from retrieval_svc.embedding import Embedder
 from retrieval_svc.folder_lock import FolderInUse, FolderLock
 from retrieval_svc.knowledge_base import KnowledgeBase
@@ -42,6 +43,7 @@ class Library:
         uri_reader: UriReader | None,
         settings: VectorSettings | None = None,
         bm25: Bm25 = "tantivy",
+        bm25_process: Bm25Process = "off",
     ) -> None:
         """See `open`."""
         self.folder = folder
@@ -50,6 +52,7 @@ class Library:
         self._uri_reader = uri_reader
         self._settings = settings
         self._bm25: Bm25 = bm25
+        self._bm25_process: Bm25Process = bm25_process
         self._changing = threading.RLock()
         self._open: Mapping[str, KnowledgeBase] = {}  # replaced, never written to
         self._damaged: Mapping[str, str] = {}
@@ -63,18 +66,27 @@ class Library:
         uri_reader: UriReader | None = None,
         settings: VectorSettings | None = None,
         bm25: Bm25 = "tantivy",
+        bm25_process: Bm25Process = "off",
     ) -> Library:
         """Open the library in `folder`, which is made if it is not there, with all its knowledge bases.
 
         A knowledge base that cannot be opened does not stop the others: see `damaged`.
 
         Args:
-            embedder, uri_reader, settings, bm25: see `KnowledgeBase.open`.
+            embedder, uri_reader, settings, bm25, bm25_process: see `KnowledgeBase.open`.
 
         Raises:
             LibraryError: another process has it open, or the folder cannot be written.
         """
-        library = cls(folder, taken(folder), embedder=embedder, uri_reader=uri_reader, settings=settings, bm25=bm25)
+        library = cls(
+            folder,
+            taken(folder),
+            embedder=embedder,
+            uri_reader=uri_reader,
+            settings=settings,
+            bm25=bm25,
+            bm25_process=bm25_process,
+        )
         library.begin()
         return library
 
@@ -178,6 +190,7 @@ class Library:
             uri_reader=self._uri_reader,
             settings=self._settings,
             bm25=self._bm25,
+            bm25_process=self._bm25_process,
         )
 
     def _take_away(self, name: str) -> list[Path]:

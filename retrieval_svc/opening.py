@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from common.service.config import ConfigError
+from retrieval_svc.bm25 import Bm25Process
 from retrieval_svc.embedding import Embedder
 from retrieval_svc.library import Library
 from retrieval_svc.new_pairs import UriReader
@@ -20,7 +21,12 @@ _PICTURES = "pictures"  # in the data folder, where no other is given
 
 @contextmanager
 def opened_library(
-    data: Path, settings: StoreSettings, *, embedder: Embedder | None = None, uri_reader: UriReader | None = None
+    data: Path,
+    settings: StoreSettings,
+    *,
+    embedder: Embedder | None = None,
+    uri_reader: UriReader | None = None,
+    bm25_process: Bm25Process = "off",
 ) -> Iterator[Library]:
     """The library in `data`, or the server's with this replica's part in `data`; closed at the end.
 
@@ -30,7 +36,10 @@ def opened_library(
     """
     qdrant = settings.qdrant()
     if qdrant is None:
-        with closing(Library.open(data, embedder=embedder, uri_reader=uri_reader, bm25=settings.bm25)) as library:
+        opened = Library.open(
+            data, embedder=embedder, uri_reader=uri_reader, bm25=settings.bm25, bm25_process=bm25_process
+        )
+        with closing(opened) as library:
             yield library
         return
     try:
@@ -44,6 +53,7 @@ def opened_library(
         prefix=settings.qdrant_prefix,
         images=settings.shared_pictures or data / _PICTURES,
         bm25=settings.bm25,
+        bm25_process=bm25_process,
         poll_s=settings.qdrant_poll_s,
     )
     with (

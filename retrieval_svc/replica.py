@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.files import write_atomic
 from common.service.errors import ServiceError
-from retrieval_svc.bm25 import TantivyIndex
+from retrieval_svc.bm25 import Bm25Process, TantivyIndex
 from retrieval_svc.folder_lock import FolderInUse, FolderLock
 from retrieval_svc.knowledge_base_folder import Bm25, Parts
 from retrieval_svc.manifest import BM25, PAIRS, KnowledgeBaseError, Manifest, manifest_of, read_manifest, write_manifest
@@ -40,12 +40,14 @@ class Server:
         prefix: begins the names of our collections.
         poll_s: how often a replica looks for what others have written.
         images: folder of the pictures, shared by all replicas.
+        bm25_process: see `TantivyIndex.open`.
     """
 
     connection: Connection
     prefix: str
     images: Path
     bm25: Bm25 = "tantivy"
+    bm25_process: Bm25Process = "off"
     poll_s: float = 0.25
 
     def collection(self, name: str) -> str:
@@ -102,7 +104,7 @@ def open_replica(folder: Path, manifest: Manifest, server: Server, *, replica: s
             lexical: LexicalIndex = SparseIndex(store)
             feed = ChangeFeed(None, generation=store.latest_version())
             if server.bm25 == "tantivy":
-                lexical = index = TantivyIndex.open(folder / BM25)
+                lexical = index = TantivyIndex.open(folder / BM25, process=server.bm25_process)
                 resources.callback(index.close)
                 feed = ChangeFeed(index)
             timeout_s = float(server.connection.settings.timeout_s)

@@ -73,7 +73,9 @@ async def opened(
         if settings.clip:
             embedder = WorkerEmbedder(settings.clip, device=settings.clip_device, threads=settings.clip_threads)
             stack.enter_context(closing(embedder))
-        opening = opened_library(settings.data, settings, embedder=embedder, uri_reader=images.read)
+        opening = opened_library(
+            settings.data, settings, embedder=embedder, uri_reader=images.read, bm25_process=settings.bm25_process
+        )
         library = await asyncio.to_thread(stack.enter_context, opening)
         stack.enter_context(closing(Upkeep(library)))
         metrics = RetrievalMetrics(registry, indexes=partial(_index_figures, library))

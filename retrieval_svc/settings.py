@@ -9,6 +9,7 @@ from typing import Literal
 
 from common.service.config import ConfigError, setting
 from common.service.server import ServerSettings
+from retrieval_svc.bm25 import AUTO_PROCESS_PAIRS
 from retrieval_svc.qdrant_connection import QdrantSettings
 
 PREFIX = "REIMAGEN_RETRIEVAL_"
@@ -122,6 +123,11 @@ class RetrievalSettings(ServerSettings, StoreSettings):
     search_queue: int = setting(default=64, help="lookups that wait; more are RESOURCE_EXHAUSTED")
     change_threads: int = setting(default=2, help="changes at work at once")
     change_queue: int = setting(default=32, help="changes that wait; more are RESOURCE_EXHAUSTED")
+    bm25_process: Literal["auto", "on", "off"] = setting(
+        default="auto",
+        help="of tantivy: on: a process of its own searches; off: the service itself; auto: the former, where there"
+        f" are two cores, in each knowledge base of {AUTO_PROCESS_PAIRS:,} pairs and more",
+    )
     clip: str | None = setting(
         default=None, help="CLIP model: its folder or name, or packaged; empty: none, BM25 alone embeds nothing"
     )
@@ -138,6 +144,8 @@ class RetrievalSettings(ServerSettings, StoreSettings):
     def check(self) -> None:
         """Raises ConfigError for a value that cannot be, by the setting's name."""
         qdrant = self.qdrant()
+        if self.bm25 != "tantivy" and self.bm25_process == "on":
+            raise ConfigError("--bm25-process: on is of tantivy, and --bm25 is qdrant")
         if qdrant and 0 < self.default_deadline_s <= qdrant.timeout_s:
             raise ConfigError(
                 f"--qdrant-timeout-s: {qdrant.timeout_s} is not below the {self.default_deadline_s:g} s of"

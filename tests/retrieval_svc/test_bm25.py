@@ -11,6 +11,7 @@ import pytest
 from retrieval_svc.bm25 import TantivyIndex
 from retrieval_svc.pairs import Change, Lookup, PairFilter, StoredPair, point_of
 from retrieval_svc.words import name_key, stem_terms, tie_of, weighted_words, word_terms
+from tests.retrieval_svc.bm25_modes import searched_in  # noqa: F401 (every test runs in both)
 
 STYLES = ("noto", "twemoji", "openmoji")
 

@@ -15,6 +15,7 @@ import pytest
 
 from retrieval_svc.bm25 import TantivyIndex
 from retrieval_svc.pairs import Change, Lookup, StoredPair, point_of
+from tests.retrieval_svc.bm25_modes import searched_in  # noqa: F401 (every test runs in both)
 
 
 def added(pair_id: str, entity: str, version: int) -> Change:
