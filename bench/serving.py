@@ -305,6 +305,7 @@ def _machine(threads: int) -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "threads": threads,
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "processor": platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
