@@ -196,7 +196,8 @@ def test_failures_are_one_line_with_status_1(reimagen: Reimagen, tmp_path: Path)
 def test_an_interrupted_command_cancels_its_call(
     environment: dict[str, str], generator: Service, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    process = start(environment, "generate", "--prompt", PROMPT, "--steps-64", 1000, "--out", tmp_path / "out")
+    long = [f"--steps-{size}=1000" for size in (64, 256, 1024)]  # minutes: it is not over before the signal comes
+    process = start(environment, "generate", "--prompt", PROMPT, *long, "--out", tmp_path / "out")
     assert process.stderr is not None
     assert any("stage 64: 100/1000" in line for line in process.stderr)
     process.send_signal(number)

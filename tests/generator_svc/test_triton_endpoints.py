@@ -290,6 +290,7 @@ def test_readiness_follows_the_tritons_and_liveness_does_not(
                 stages="triton",
                 triton_addresses=relay.address,
                 retrieval_address=f"unix:{tmp_path}/none.sock",
+                without_retrieval="draw",  # so that readiness asks for the Tritons alone
                 grace_s=0.5,
             )
             settings.check()
