@@ -122,7 +122,14 @@ def table(programs: Sequence[Program], supervision: Supervision) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     folder = _relative(supervision.folder)
-    return "\n".join([*lines, f"state in {folder}: knowledge bases, models, {LOGS}/; `make down` ends it"])
+    where = {name: _address(programs, name) for name in ("generator", "retrieval")}
+    return "\n".join(
+        [
+            *lines,
+            f"state in {folder}: knowledge bases, models, {LOGS}/; `make down` ends it",
+            "export " + " ".join(f"REIMAGEN_{name.upper()}={address}" for name, address in where.items()),
+        ]
+    )
 
 
 def _programs(settings: StackSettings, folder: Path) -> list[Program]:
