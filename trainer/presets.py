@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from common.unet.config import UNetConfig
 
@@ -23,10 +23,20 @@ class Preset:
         time_exponent: training times are u^time_exponent, u uniform: below 1, noisier pictures are seen more often.
         text_dropout, neighbor_dropout: independent probabilities of the null condition (Re-Imagen, section 3.3).
         learning_rate, warmup_steps, decay_examples: linear warm-up, constant, then 1 / sqrt past `decay_examples`.
-        ema_decay: of the averaged weights, reached by warm-up (1 + step) / (10 + step).
+        ema: how the averaged weights are averaged: "classic", exponentially with `ema_decay`; or "post-hoc", as power
+            functions of the step, whose length is chosen after training (Karras et al. 2024, arXiv 2312.02696, section 3).
+        ema_decay: of the classic average, reached by warm-up (1 + step) / (10 + step); 0 for a post-hoc one.
+        ema_lengths: relative standard deviations of the averages that a post-hoc run keeps, the one that is shown and
+            published first; none for a classic one.
         clip_norm: global gradient norm is clipped to this.
         total_examples: the run ends here.
         seed: of every draw.
+        text_encoder: the frozen text encoder, a folder or hub name; empty: the packaged MiniLM.
+        optimizer: "adam", or "adafactor", which keeps factored second moments alone (Shazeer & Stern 2018).
+        accumulation: a step's batch is taken in this many parts, one after the other, whose gradients are summed.
+        precision: of the passes: "bfloat16" under autocast, "float32", or "auto": bfloat16 on a GPU. Weights, gradients
+            and the optimizer are float32 always.
+        activation_checkpointing: whether blocks are computed again in the backward pass instead of being remembered.
     """
 
     name: str
@@ -42,10 +52,28 @@ class Preset:
     learning_rate: float
     warmup_steps: int
     decay_examples: int
-    ema_decay: float
     clip_norm: float
     total_examples: int
     seed: int
+    ema_decay: float = 0.0
+    ema: Literal["classic", "post-hoc"] = "classic"
+    ema_lengths: tuple[float, ...] = ()
+    text_encoder: str = ""
+    optimizer: Literal["adam", "adafactor"] = "adam"
+    accumulation: int = 1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.accumulation < 1 or self.groups % self.accumulation:
+            raise ValueError(f"preset.accumulation: {self.accumulation} does not divide groups {self.groups}")
+        if (self.ema == "classic") != (0.0 < self.ema_decay < 1.0) or (self.ema == "post-hoc") != bool(
+            self.ema_lengths
+        ):
+            raise ValueError(
+                f"preset.ema: {self.ema!r} with ema_decay {self.ema_decay} and ema_lengths {self.ema_lengths}: "
+                "a classic average has a decay in (0, 1), a post-hoc one has lengths"
+            )
 
     @property
     def batch(self) -> int:
