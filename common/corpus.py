@@ -118,16 +118,21 @@ def iter_pairs(folder: Path) -> Iterator[Pair]:
         CorpusError: a shard is missing, cut or altered, or a pair in it lacks a part; the message names the shard.
     """
     for shard in read_manifest(folder).shards:
-        path = folder / str(shard["file"])
-        if not path.is_file():
-            raise CorpusError(f"corpus: shard {path} does not exist")
-        digest = sha256_file(path)
-        if digest != shard["sha256"]:
-            raise CorpusError(
-                f"corpus: shard {path} is cut short or altered (sha256 {digest[:12]}…, manifest {shard['sha256'][:12]}…,"
-                f" {path.stat().st_size} bytes)"
-            )
-        yield from _read_shard(path)
+        yield from iter_shard(folder, shard)
+
+
+def iter_shard(folder: Path, shard: Mapping[str, Any]) -> Iterator[Pair]:
+    """The pairs of one of the manifest's shards; see `iter_pairs`."""
+    path = folder / str(shard["file"])
+    if not path.is_file():
+        raise CorpusError(f"corpus: shard {path} does not exist")
+    digest = sha256_file(path)
+    if digest != shard["sha256"]:
+        raise CorpusError(
+            f"corpus: shard {path} is cut short or altered (sha256 {digest[:12]}…, manifest {shard['sha256'][:12]}…,"
+            f" {path.stat().st_size} bytes)"
+        )
+    yield from _read_shard(path)
 
 
 def write_corpus(
