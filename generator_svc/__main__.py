@@ -33,14 +33,15 @@ from generator_svc.admission_metrics import AdmissionMetrics
 from generator_svc.admission_settings import AdmissionSettings
 from generator_svc.embedded_stage import IN_PROCESS, EmbeddedStage, EmbeddedTexts
 from generator_svc.estimates import StageTimes
-from generator_svc.export import ExportSettings, export
 from generator_svc.idempotency import SharedDrawings
 from generator_svc.loop_lag import observed_loop
 from generator_svc.metrics import GeneratorMetrics
 from generator_svc.neighbor_source import NeighborSource
 from generator_svc.pipeline import Pipeline
+from generator_svc.release_commands import RELEASE_COMMANDS, add_release_commands
 from generator_svc.retrieval_client import RetrievalClient
 from generator_svc.retrieval_watch import RetrievalWatch
+from generator_svc.roll_out import RollOutFailed
 from generator_svc.servicer import SERVICE_NAME, GeneratorServicer
 from generator_svc.stage_backend import StageBackend, StageInfo, TextBackend
 from generator_svc.stage_runtime import StageRuntime
@@ -49,8 +50,7 @@ from generator_svc.triton_endpoints import EndpointPolicy
 from generator_svc.triton_metrics import TritonMetrics
 
 PREFIX = "REIMAGEN_GENERATOR_"
-EXPORT_PREFIX = "REIMAGEN_EXPORT_"
-EXPECTED = (CheckpointError, ConfigError)
+EXPECTED = (CheckpointError, ConfigError, RollOutFailed)
 _POSITIVE = (
     "max_batch",
     "max_live_bytes",
@@ -156,17 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     serving = commands.add_parser("serve", help="draw pictures", description=GeneratorSettings.__doc__)
     add_flags(serving, GeneratorSettings)
-    exporting = commands.add_parser("export", help="publish to a model repository", description=ExportSettings.__doc__)
-    add_flags(exporting, ExportSettings)
+    add_release_commands(commands)
     given = vars(parser.parse_args(arguments))
-    run = {"serve": _serve, "export": _export}[given["command"]]
+    run = RELEASE_COMMANDS.get(given["command"], _serve)
     return run_command("generator_svc", partial(run, given), expected=EXPECTED)
-
-
-def _export(flags: dict[str, object]) -> None:
-    settings = read_settings(ExportSettings, prefix=EXPORT_PREFIX, environ=os.environ, flags=flags)
-    for model, version in export(settings).items():
-        print(f"{model}: version {version}")
 
 
 def _serve(flags: dict[str, object]) -> None:

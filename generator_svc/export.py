@@ -1,32 +1,38 @@
 """From published weights to a model repository that Triton serves; every version is written whole or not at all.
 
-<repository>/unet_64/config.pbtxt        derived from `StageSpec` and the settings; the same for all versions
+<repository>/unet_64/config.pbtxt        derived from `StageSpec` and the settings; names the version that is served
+<repository>/unet_64/3/config.pbtxt      the same as it was published with version 3
 <repository>/unet_64/3/model.py          the adapter
-<repository>/unet_64/3/manifest.json     sha256 of the weights, checked when they are loaded
+<repository>/unet_64/3/manifest.json     sha256 of weights and card, checked when they are loaded
+<repository>/unet_64/3/card.json         what the weights are: stage, preset, data, evaluation
 <repository>/unet_64/3/unet_64.safetensors
 <repository>/text_encoder/1/...          likewise; the encoder's files stand in `encoder/`
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from common.checkpoint import MANIFEST, CheckpointError, read_manifest
+from common.checkpoint import MANIFEST, CheckpointError, StageWeights, read_manifest
 from common.files import replacing_folder, sha256_file, write_atomic, write_json
 from common.service.config import ConfigError, setting
-from common.stages import STAGES
+from common.stages import STAGES, StageSpec
 from common.text import packaged_encoder
 from generator_svc.compiled_unet import Compiler
 from generator_svc.export_config import stage_config, text_encoder_config
+from generator_svc.model_versions import CARD, CONFIG, numbers, prune, version_policy
 from generator_svc.served_stage import Dtype, StageParameters, load_weights, parse_batches
 from generator_svc.served_texts import ENCODER
 from generator_svc.stage_tensors import TEXT_ENCODER
 
 ADAPTERS = Path(__file__).parent / "model_repository"
-MODEL, CONFIG = "model.py", "config.pbtxt"
+MODELS = (*(spec.name for spec in STAGES), TEXT_ENCODER)
+MODEL = "model.py"
 ENCODER_FILES = (".json", ".safetensors", ".txt", ".model")
 
 
@@ -36,7 +42,12 @@ class ExportSettings:
 
     weights: Path = setting(help="folder of the stages' weights, with their manifest.json")  # noqa: RUF009 (a field)
     repository: Path = setting(help="folder that Triton serves; made where there is none")  # noqa: RUF009
+    models: str = setting(default=",".join(MODELS), help="which are published")
     text_encoder: Path | None = setting(default=None, help="folder of the text encoder; empty: the packaged one")  # noqa: RUF009
+    evaluation: Path | None = setting(  # noqa: RUF009
+        default=None, help="JSON file of figures measured on these weights, kept in the versions' cards; empty: none"
+    )
+    keep: int = setting(default=4, help="versions of a model that are kept, beside the served one")
     device: str = setting(default="cpu", help="where the networks run: cpu, cuda or cuda:N")
     dtype: Dtype | None = setting(default=None, help="of the U-Nets; empty: float32 on a CPU, bfloat16 on a GPU")  # noqa: RUF009
     compiler: Compiler = setting(default="none", help="of the U-Nets: none, inductor or graphs (GPU)")  # noqa: RUF009
@@ -70,20 +81,29 @@ class ExportSettings:
             name, _, why = str(error).partition(":")
             raise ConfigError(f"--{name.replace('_', '-')}:{why}") from None
 
+    def chosen(self) -> set[str]:
+        """The models that are published. Raises ConfigError for one that is none."""
+        chosen = {name.strip() for name in self.models.split(",") if name.strip()}
+        if not chosen or chosen - set(MODELS):
+            raise ConfigError(f"--models: {self.models!r} names others than {', '.join(MODELS)}, or none")
+        return chosen
+
     def check(self) -> None:
         """Raises ConfigError for a value that cannot be, by the setting's name."""
+        self.chosen()
         name, _, index = self.device.partition(":")
         if name not in ("cpu", "cuda") or (index and not (name == "cuda" and index.isdigit())):
             raise ConfigError(f"--device: {self.device!r} is not cpu, cuda or cuda:N")
-        if self.max_requests < 1:
-            raise ConfigError(f"--max-requests: {self.max_requests} is not positive")
+        for name in ("max_requests", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive")
         if self.compiler == "graphs" and self.device == "cpu":
             raise ConfigError("--compiler: graphs are CUDA's; --device is cpu")
         self.parameters(STAGES[0].size)
 
 
 def export(settings: ExportSettings) -> dict[str, int]:
-    """Publish all stages and the text encoder; gives each model's version.
+    """Publish stages and text encoder; gives each model's version, which is the one to be served.
 
     A model whose newest version holds the same files already gets no new one.
 
@@ -93,52 +113,101 @@ def export(settings: ExportSettings) -> dict[str, int]:
         OSError: the repository cannot be written.
     """
     settings.check()
+    evaluation = _evaluation(settings.evaluation)
+    chosen = settings.chosen()
     versions: dict[str, int] = {}
     for spec in STAGES:
-        load_weights(settings.weights, spec)
-        parameters = settings.parameters(spec.size)
-        config = stage_config(spec, parameters, device=settings.device, max_requests=settings.max_requests)
-        file = settings.weights / f"{spec.name}.safetensors"
-        versions[spec.name] = publish(settings.repository / spec.name, {file.name: file}, config, ADAPTERS / "unet")
+        if spec.name in chosen:
+            versions[spec.name] = _export_stage(settings, spec, evaluation)
+    if TEXT_ENCODER in chosen:
+        versions[TEXT_ENCODER] = _export_text_encoder(settings)
+    for name in versions:
+        prune(settings.repository / name, settings.keep)
+    return versions
+
+
+def _export_stage(settings: ExportSettings, spec: StageSpec, evaluation: Mapping[str, Any]) -> int:
+    card = card_of(spec, load_weights(settings.weights, spec), evaluation)
+    parameters = settings.parameters(spec.size)
+    config = stage_config(spec, parameters, device=settings.device, max_requests=settings.max_requests)
+    file = settings.weights / f"{spec.name}.safetensors"
+    return publish(settings.repository / spec.name, {file.name: file}, config, ADAPTERS / "unet", card=card)
+
+
+def _export_text_encoder(settings: ExportSettings) -> int:
     encoder = settings.text_encoder or Path(packaged_encoder())
     config = text_encoder_config(device=settings.device, threads=settings.threads)
     files = {f"{ENCODER}/{p.name}": p for p in sorted(encoder.iterdir()) if p.suffix in ENCODER_FILES}
     if not any(name.endswith(".safetensors") for name in files):
         raise CheckpointError(f"text encoder: {encoder} holds no safetensors")
-    versions[TEXT_ENCODER] = publish(settings.repository / TEXT_ENCODER, files, config, ADAPTERS / TEXT_ENCODER)
-    return versions
+    return publish(settings.repository / TEXT_ENCODER, files, config, ADAPTERS / TEXT_ENCODER)
 
 
-def publish(model: Path, files: Mapping[str, Path], config: str, adapter: Path) -> int:
-    """Write a model's next version, then its configuration; gives the version.
+def card_of(spec: StageSpec, weights: StageWeights, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage's version is: its stage, its training (preset, steps, fingerprint of the data, held-out loss), figures."""
+    return {
+        "stage": asdict(spec),
+        "weights_sha256": weights.sha256,
+        "parameters": sum(parameter.numel() for parameter in weights.unet.parameters()),
+        "trained": dict(weights.trained),
+        "evaluation": dict(evaluation),
+    }
+
+
+def publish(
+    model: Path, files: Mapping[str, Path], config: str, adapter: Path, *, card: Mapping[str, Any] | None = None
+) -> int:
+    """Write a model's next version, then the configuration by which it is served; gives the version.
 
     Args:
         model: its folder in the repository.
         files: what the version holds, by name inside it.
+        config: its configuration, all but the version.
         adapter: folder of its model.py.
+        card: what it is, for people and programs.
 
     Raises:
         OSError: it cannot be written; the version is then not there.
     """
     manifest = {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in sorted(files.items())}
-    newest = max((int(p.name) for p in model.glob("*") if p.name.isdigit()), default=0)
-    if not newest or not _holds(model / str(newest), manifest, adapter):
+    newest = max(numbers(model), default=0)
+    if not newest or not _holds(model / str(newest), manifest, adapter, card):
         newest += 1
         with replacing_folder(model / str(newest)) as folder:
             for name, path in files.items():
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, folder / name)
-            shutil.copyfile(adapter / MODEL, folder / MODEL)
-            write_json(folder / MANIFEST, manifest)
             _check_copies(folder, manifest)
-    write_atomic(model / CONFIG, config)
+            shutil.copyfile(adapter / MODEL, folder / MODEL)
+            if card is not None:
+                write_json(folder / CARD, card)
+                manifest[CARD] = {"sha256": sha256_file(folder / CARD), "bytes": (folder / CARD).stat().st_size}
+            write_json(folder / MANIFEST, manifest)
+    config += version_policy(newest)
+    for place in (model / str(newest) / CONFIG, model / CONFIG):
+        if not place.is_file() or place.read_text() != config:  # Triton loads a model again whose files are new
+            write_atomic(place, config)
     return newest
 
 
-def _holds(version: Path, manifest: Mapping[str, object], adapter: Path) -> bool:
+def _evaluation(path: Path | None) -> Mapping[str, Any]:
+    if path is None:
+        return {}
     try:
-        same = read_manifest(version) == manifest and (version / MODEL).read_bytes() == (adapter / MODEL).read_bytes()
-    except (CheckpointError, OSError):
+        figures = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"--evaluation: {path} cannot be read ({error})") from None
+    if not isinstance(figures, dict):
+        raise ConfigError(f"--evaluation: {path} holds no figures by name")
+    return figures
+
+
+def _holds(version: Path, manifest: Mapping[str, object], adapter: Path, card: Mapping[str, Any] | None) -> bool:
+    try:
+        there = {name: line for name, line in read_manifest(version).items() if name != CARD}
+        same = there == manifest and (version / MODEL).read_bytes() == (adapter / MODEL).read_bytes()
+        same = same and (card is None or json.loads((version / CARD).read_text()) == json.loads(json.dumps(card)))
+    except (CheckpointError, OSError, json.JSONDecodeError):
         return False
     return same and all((version / name).is_file() for name in manifest)
 

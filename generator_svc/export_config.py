@@ -1,4 +1,7 @@
-"""`config.pbtxt` of the served models, derived from `StageSpec` and from the contract of `stage_tensors.py`."""
+"""`config.pbtxt` of the served models, derived from `StageSpec` and from the contract of `stage_tensors.py`.
+
+Which version is served is added where a version is published.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,7 @@ def _config(
             if said == "input":
                 parts += ["allow_ragged_batch: true"] + ["optional: true"] * kind.optional
             lines.append(f"{said} {{ {' '.join(parts)} }}")
-    lines += [scheduling, "version_policy { latest { num_versions: 1 } }", _instances(device)]
+    lines += [scheduling, _instances(device)]
     for key, value in parameters.items():
         lines.append(f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}")
     return "\n".join(lines) + "\n"

@@ -8,13 +8,18 @@ What was measured on Triton 2.51 and is kept by tests:
   reaches a model still comes as a text without one.
 * A request whose stub has been killed is INTERNAL after about a second, and so is every later one, while all of
   Triton's own health calls go on saying "ready".
-* Leaving a stream cancels its request before its next step.
+* Cancelling a call under way may end the whole server (SIGSEGV) or take a request of the same model with it, which then
+  hangs: its gRPC front end and its sequence batcher let go of a cancelled request twice. So nothing is cancelled here: a
+  request that is left is asked to end by another one (`farewell`), and its stream is read to its end.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +33,8 @@ from generator_svc.stage_tensors import NUMPY_TYPES, Tensors, unpack_error
 
 MAX_MESSAGE_BYTES = 1 << 30  # 64 pictures of 1024 x 1024 are 805 MB; Triton's own limit is 2 GiB
 RETRY_AFTER_S = 1.0
+LEFT_S = 30.0  # what a request that was left may take to end before its call is cancelled after all
+CLOSE_S = 1.0  # the same once the connection is closed
 
 Kind = Literal[
     "queue_full", "queue_timeout", "stopping", "not_loaded", "stub_dead", "unreachable", "hung", "raised", "other"
@@ -36,6 +43,8 @@ Kind = Literal[
 
 _DATA_TYPES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
 _STATUS_HEADER = {"triton_grpc_error": "true"}
+ADMIN_HEADER = "triton-grpc-protocol-admin-key"
+"""Name of the header that Triton asks for where its model repository is restricted; `--grpc-restricted-protocol` says so."""
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -72,6 +81,10 @@ class QueueRefused(ResourceExhausted):
     def __init__(self, description: str, *, kind: Kind) -> None:
         super().__init__(description, retry_after_s=RETRY_AFTER_S)
         self.kind: Kind = kind
+
+
+class LoadFailed(RuntimeError):
+    """A model was not loaded; what was served goes on. The message says where and why."""
 
 
 class RequestRefused(RuntimeError):
@@ -128,7 +141,7 @@ def explain(code: grpc.StatusCode | None, text: str, *, where: str) -> Exception
                 return QueueRefused(f"{where}: {said}", kind=known.kind)
             return EndpointFailed(f"{where}: {_first_line(said)}", kind=known.kind, is_down=known.is_down)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(f"{where} did not answer within the time that is left")
+        return _late(where)
     if code in (None, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
         return RequestRefused(f"{where}: {said}")
     return EndpointFailed(f"{where}: {code.name}: {_first_line(said)}", kind="other", is_down=False)
@@ -146,46 +159,94 @@ class TritonClient:
         """`address`: host:port or unix:/path."""
         self.address = address
         self._client = triton.InferenceServerClient(address, channel_args=list(_OPTIONS))
+        self._left: set[asyncio.Future[Any]] = set()
 
-    async def stream(self, model: str, tensors: Tensors, *, timeout_s: float | None) -> AsyncGenerator[Tensors]:
-        """Ask a model that answers many times; leaving the iterator (`aclosing`) cancels the request.
+    async def stream(
+        self, model: str, tensors: Tensors, *, timeout_s: float | None, farewell: Tensors | None = None
+    ) -> AsyncGenerator[Tensors]:
+        """Ask a model that answers many times.
 
         Args:
             model: its name; the version is the one that is served.
             tensors: inputs by name.
             timeout_s: what the whole answer may take; Triton is told, too. None: there is no limit.
+            farewell: what ends the request at the model, sent under the same request id when the iterator is left
+                (`aclosing`) before its last answer. None: it ends soon by itself.
 
         Raises:
             ServiceError, RequestRefused: see `explain`.
         """
+        name = uuid.uuid4().hex if farewell else ""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        answers = self._ask(model, tensors, name, timeout_s)
+        try:
+            while (answer := await answers.next(until)) is not None:
+                yield answer
+        finally:
+            if not answers.reading.done():
+                self._see_off(answers, self._part(model, name, answers, farewell))
+
+    async def infer(self, model: str, tensors: Tensors, *, timeout_s: float | None) -> Tensors:
+        """Ask a model that answers once; the rest as in `stream`."""
         where = f"{model} at {self.address}"
-        request: dict[str, Any] = {"model_name": model, "inputs": _inputs(tensors), "timeout": _microseconds(timeout_s)}
+        limit_s = None if timeout_s is None else timeout_s + LEFT_S
+        asking = asyncio.ensure_future(
+            self._client.infer(model, _inputs(tensors), timeout=_microseconds(timeout_s), client_timeout=limit_s)
+        )
+        self._left.add(asking)
+        asking.add_done_callback(self._forget)
+        await asyncio.wait({asking}, timeout=timeout_s)
+        if not asking.done():
+            raise _late(where)
+        try:
+            return _outputs(asking.result())
+        except InferenceServerException as error:
+            name = str(error.status() or "").removeprefix("StatusCode.")
+            code = getattr(grpc.StatusCode, name, None)
+            raise explain(code, error.message() or "", where=where) from error
+
+    def _ask(self, model: str, tensors: Tensors, name: str, timeout_s: float | None) -> _Answers:
+        request = {
+            "model_name": model,
+            "inputs": _inputs(tensors),
+            "timeout": _microseconds(timeout_s),
+            "request_id": name,
+        }
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield request
 
-        responses: Any = self._client.stream_infer(requests(), stream_timeout=timeout_s, headers=_STATUS_HEADER)
-        try:
-            async for result, error in responses:
-                if error is not None:
-                    raise explain(None, error.message() or "", where=where)
-                yield _outputs(result)
-        except grpc.aio.AioRpcError as error:
-            raise explain(error.code(), error.details() or "", where=where) from error
-        finally:
-            responses.cancel()
+        limit_s = None if timeout_s is None else timeout_s + LEFT_S
+        responses: Any = self._client.stream_infer(requests(), stream_timeout=limit_s, headers=_STATUS_HEADER)
+        return _Answers(responses, f"{model} at {self.address}")
 
-    async def infer(self, model: str, tensors: Tensors, *, timeout_s: float | None) -> Tensors:
-        """Ask a model that answers once; the rest as in `stream`."""
+    def _see_off(self, answers: _Answers, parting: Coroutine[Any, Any, None]) -> None:
+        answers.is_left = True
+        task = asyncio.create_task(parting)
+        self._left.add(task)
+        task.add_done_callback(self._forget)
+
+    async def _part(self, model: str, name: str, answers: _Answers, farewell: Tensors | None) -> None:
+        """Have a request that was left end, and wait for that."""
+        said: _Answers | None = None
         try:
-            result = await self._client.infer(
-                model, _inputs(tensors), timeout=_microseconds(timeout_s), client_timeout=timeout_s
-            )
-        except InferenceServerException as error:
-            name = str(error.status() or "").removeprefix("StatusCode.")
-            code = getattr(grpc.StatusCode, name, None)
-            raise explain(code, error.message() or "", where=f"{model} at {self.address}") from error
-        return _outputs(result)
+            async with asyncio.timeout(LEFT_S):
+                if farewell is not None and not answers.is_final:
+                    said = self._ask(model, farewell, name, LEFT_S)
+                    said.is_left = True
+                    await asyncio.shield(said.reading)
+                await asyncio.shield(answers.reading)
+        except TimeoutError:
+            pass
+        finally:
+            for each in (answers, said):
+                if each:
+                    each.cancel()
+
+    def _forget(self, ended: asyncio.Future[Any]) -> None:
+        self._left.discard(ended)
+        if not ended.cancelled():
+            ended.exception()  # whoever asked has been told, or has gone
 
     async def is_live(self, timeout_s: float) -> bool:
         """Whether Triton itself answers within so many seconds; its models may not."""
@@ -194,9 +255,93 @@ class TritonClient:
         except InferenceServerException:
             return False
 
+    async def load(self, model: str, *, admin_key: str, timeout_s: float) -> None:
+        """Have Triton read a model's configuration again and serve the version that it names; returns when it does.
+
+        Args:
+            admin_key: what `ADMIN_HEADER` must say; empty: no such header is sent.
+
+        Raises:
+            LoadFailed: it does not, or not within `timeout_s`.
+        """
+        headers = {ADMIN_HEADER: admin_key} if admin_key else None
+        try:
+            await self._client.load_model(model, headers=headers, client_timeout=timeout_s)
+        except InferenceServerException as error:
+            raise LoadFailed(f"Triton at {self.address}: {_first_line(str(error.message()))}") from None
+
     async def close(self) -> None:
         """Close the connection; calls under way end."""
+        if self._left:
+            await asyncio.wait(set(self._left), timeout=CLOSE_S)
+        for task in set(self._left):
+            task.cancel()
         await self._client.close()
+
+
+class _Answers:
+    """The answers of one stream, read by a task of its own: gRPC cancels a call when whoever reads it is cancelled.
+
+    Attributes:
+        reading: over when the stream is.
+        is_final: whether the last answer has come; its stream ends at once.
+        is_left: nobody takes answers any more.
+    """
+
+    def __init__(self, responses: Any, where: str) -> None:
+        self.is_final = False
+        self.is_left = False
+        self._responses = responses
+        self._where = where
+        self._come: asyncio.Queue[Tensors | Exception | None] = asyncio.Queue()
+        self.reading = asyncio.create_task(self._read())
+
+    async def next(self, until: float | None) -> Tensors | None:
+        """The next answer; None after the last.
+
+        Args:
+            until: time.monotonic() of the deadline.
+
+        Raises:
+            DeadlineExceeded: it has not come by then.
+            ServiceError, RequestRefused: see `explain`.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(None if until is None else loop.time() + until - time.monotonic()):
+                come = await self._come.get()
+        except TimeoutError:
+            raise _late(self._where) from None
+        if isinstance(come, Exception):
+            raise come
+        return come
+
+    def cancel(self) -> None:
+        """End the call by force, where it has not ended."""
+        self._responses.cancel()
+
+    async def _read(self) -> None:
+        try:
+            async for result, error in self._responses:
+                self.is_final = self.is_final or error is not None or _is_final(result)
+                if not self.is_left:
+                    said = None if error is None else explain(None, error.message() or "", where=self._where)
+                    self._come.put_nowait(said or _outputs(result))
+        except grpc.aio.AioRpcError as error:
+            self._come.put_nowait(explain(error.code(), error.details() or "", where=self._where))
+        except Exception as error:
+            self._come.put_nowait(error)
+        finally:
+            self._come.put_nowait(None)
+
+
+def _is_final(result: Any) -> bool:
+    said = result.get_response().parameters
+    return "triton_final_response" in said and said["triton_final_response"].bool_param
+
+
+def _late(where: str) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{where} did not answer within the time that is left")
 
 
 def _inputs(tensors: Mapping[str, np.ndarray]) -> list[triton.InferInput]:

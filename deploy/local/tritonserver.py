@@ -26,9 +26,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.service.server import die_with_parent
 from deploy.local.children import ROOT, ChildFailed
+from generator_svc.triton_client import ADMIN_HEADER
 
 INSTALLED = ROOT / "build" / "triton"
-ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 RESTRICTED = ("shared-memory", "model-repository", "model-config", "statistics", "trace", "logging")
 SHM = Path("/dev/shm")
 SHM_BYTES = 16 << 20  # of each model; grows by as much, and a 1024 picture takes 12 MiB on its way out

@@ -33,6 +33,7 @@ CANARY_STEPS = 2
 SETTINGS = "stack.json"
 PROMETHEUS = "prometheus"
 MODELS = "models"
+ADMIN_KEY = "triton.key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ def _service(name: str, ports: dict[str, int], settings: dict[str, object]) -> P
 
 def _triton(folder: Path, port: int) -> Program:
     flags = {"repository": folder / MODELS, "port": port, "metrics-port": port + 1}
-    flags["log"] = folder / LOGS / "tritonserver.log"
+    flags |= {"log": folder / LOGS / "tritonserver.log", "admin-key-file": folder / ADMIN_KEY}
     return Program(
         name="triton",
         command=[sys.executable, "-m", "deploy.local", "serve-triton", *(f"--{k}={v}" for k, v in flags.items())],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,11 @@ def add_up_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     serving.add_argument("--log", type=Path, required=True, help="what the server and its models say")
     serving.add_argument("--port", type=int, default=0, help="of gRPC; 0: any free one")
     serving.add_argument("--metrics-port", type=int, default=0, help="0: any free one")
+    serving.add_argument(
+        "--admin-key-file",
+        type=Path,
+        help="file with the key by which models are loaded and unloaded; written with a new one where it is not there",
+    )
     serving.set_defaults(body=_serve_triton)
 
 
@@ -71,8 +78,23 @@ def _status(flags: argparse.Namespace) -> None:
 
 def _serve_triton(flags: argparse.Namespace) -> None:
     settings = TritonSettings(
-        repository=flags.repository, log=flags.log, grpc_port=flags.port, metrics_port=flags.metrics_port
+        repository=flags.repository,
+        log=flags.log,
+        grpc_port=flags.port,
+        metrics_port=flags.metrics_port,
+        admin_key=_kept_key(flags.admin_key_file) if flags.admin_key_file else "",
     )
     with running_triton(settings) as server:
         print(f"ready {server.address}", flush=True)
         raise ChildFailed(f"tritonserver: {server.watch()}")
+
+
+def _kept_key(path: Path) -> str:
+    """The key in the file; a new one, which the file's owner alone may read, where there is no file."""
+    if not path.is_file():
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secrets.token_urlsafe(16))
+    key = path.read_text().strip()
+    if not key:
+        raise ChildFailed(f"tritonserver: {path} is empty")
+    return key

@@ -17,6 +17,7 @@ from common.files import sha256_file
 from deploy.local.children import ChildFailed
 from deploy.local.tritonserver import ADMIN_HEADER, TritonServer, TritonSettings, running_triton
 from generator_svc.export import ExportSettings, export
+from generator_svc.model_versions import CONFIG, version_policy
 from generator_svc.stage_tensors import StageRequest, pack_texts, unpack_encoded
 from tests.generator_svc.test_triton_conformance import plans, text_inputs
 from tests.generator_svc.tiny_stack import TINY_UNETS, tiny_unet
@@ -96,6 +97,8 @@ def test_a_broken_version_never_serves_and_the_old_one_goes_on(
     )
     export(settings)
     new = repository / MODEL / "2"
+    config = (repository / MODEL / CONFIG).read_text()
+    (repository / MODEL / CONFIG).write_text(config.replace(version_policy(1), version_policy(2)))
     for damage in BROKEN:
         shutil.copytree(tmp_path / "next" / MODEL / "1", new)
         damage(new)

@@ -1,0 +1,83 @@
+"""A new version on running Tritons: one after another, and back again on all of them where one cannot serve it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from common.files import write_atomic
+from generator_svc.model_versions import CONFIG, configurations, served_version
+from generator_svc.triton_client import LoadFailed, TritonClient
+
+LOAD_TIMEOUT_S = 600.0  # weights of gigabytes are read, checked and warmed up within it
+
+
+class RollOutFailed(RuntimeError):
+    """A version was not taken; the message says where, why, and what is served now."""
+
+
+async def roll_out(
+    repository: Path,
+    before: Mapping[str, str],
+    addresses: Sequence[str],
+    *,
+    admin_key: str,
+    timeout_s: float = LOAD_TIMEOUT_S,
+) -> None:
+    """Have Tritons load what the repository says, one at a time; requests under way end with the version they began with.
+
+    Args:
+        before: `configurations` of the repository before it was changed: what is the same is not loaded again.
+        addresses: of the Tritons, all of which serve this repository.
+        admin_key: which they ask for.
+        timeout_s: what one model at one Triton may take, its warm-up included.
+
+    Raises:
+        RollOutFailed: a Triton did not load a model. Its configuration is the one before again, and the Tritons that had
+            taken the new one were told so.
+    """
+    now = configurations(repository)
+    changed = [model for model in sorted(now) if now[model] != before.get(model)]
+    async with _clients(addresses) as clients:
+        for model in changed:
+            await _load_everywhere(repository / model, before.get(model), clients, admin_key, timeout_s)
+
+
+async def _load_everywhere(
+    model: Path, before: str | None, clients: Sequence[TritonClient], admin_key: str, timeout_s: float
+) -> None:
+    version = served_version(model)
+    asked: list[TritonClient] = []
+    for client in clients:
+        asked.append(client)
+        try:
+            await client.load(model.name, admin_key=admin_key, timeout_s=timeout_s)
+        except LoadFailed as error:
+            back = "no version was served before"
+            if before is not None:
+                write_atomic(model / CONFIG, before)
+                lost = await _reload(model.name, asked, admin_key, timeout_s)
+                back = f"version {served_version(model)} is served again{lost}"
+            raise RollOutFailed(f"{model.name} version {version}: {error}; {back}") from None
+
+
+async def _reload(model: str, clients: Sequence[TritonClient], admin_key: str, timeout_s: float) -> str:
+    """Load what the configuration names again; says where that failed."""
+    lost: list[str] = []
+    for client in clients:
+        try:
+            await client.load(model, admin_key=admin_key, timeout_s=timeout_s)
+        except LoadFailed:
+            lost.append(client.address)
+    return f", but not at {', '.join(lost)}" if lost else ""
+
+
+@asynccontextmanager
+async def _clients(addresses: Sequence[str]) -> AsyncIterator[list[TritonClient]]:
+    clients = [TritonClient(address) for address in addresses]
+    try:
+        yield clients
+    finally:
+        for client in clients:
+            await client.close()
