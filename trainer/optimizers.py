@@ -1,13 +1,12 @@
-"""The optimizers of the presets, and their state as named tensors: on one device, or sharded by FSDP2."""
+"""The optimizers of the presets: on one device, or over parameters that FSDP2 has sharded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate
 from transformers import optimization
 
 from trainer.presets import Preset
@@ -22,7 +21,7 @@ class Adafactor(torch.optim.Optimizer):
     taps and would keep two thirds of its size: kernels are handed over as [3, 3, out, in], which keeps (out + in) / (out
     in) of it, as on TPUs, where they are stored so.
 
-    State of a parameter: `step`, a number; `exp_avg_sq`, or of matrices and kernels `exp_avg_sq_row` and `exp_avg_sq_col`.
+    State of a parameter: `step`, on the host; `exp_avg_sq`, or of matrices and kernels `exp_avg_sq_row` and `exp_avg_sq_col`.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
@@ -40,20 +39,20 @@ class Adafactor(torch.optim.Optimizer):
             )
             for parameter, view in taken:
                 view.grad = _as_matrix(parameter.grad)
-                update.state[view] = self.state[parameter] or self.beginning(parameter)
+                update.state[view] = self.state[parameter] or self.begin(parameter)
                 self.state[parameter] = update.state[view]
             update.step()
             for parameter, _ in taken:
                 del self.state[parameter]["RMS"]  # the library's, for steps relative to it
 
     @staticmethod
-    def beginning(parameter: Tensor) -> dict[str, Any]:
+    def begin(parameter: Tensor) -> dict[str, Tensor]:
         """A parameter's state before its first step, sharded as the parameter is."""
-        view = _as_matrix(parameter.detach())
+        view, step = _as_matrix(parameter.detach()), torch.zeros((), dtype=torch.float32)
         if view.ndim < 2:
-            return {"step": 0, "exp_avg_sq": torch.zeros_like(view)}
+            return {"step": step, "exp_avg_sq": torch.zeros_like(view)}
         return {
-            "step": 0,
+            "step": step,
             "exp_avg_sq_row": torch.zeros_like(_settled(view.mean(-1))),
             "exp_avg_sq_col": torch.zeros_like(_settled(view.mean(-2))),
         }
@@ -78,52 +77,13 @@ def optimizer_of(model: nn.Module, preset: Preset) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=preset.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as whole tensors by "<kind>/<parameter>"; numbers are int64 without dimensions.
+def begin(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """The optimizer's state of a parameter before its first step: tensors, sharded and laid in memory as it is.
 
-    Where parameters are sharded, every rank must call it: the shards are gathered.
+    Whoever restores a run copies the saved values into them and sets `optimizer.state[parameter]`.
     """
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for kind, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, DTensor):
-                value = value.full_tensor()
-            tensors[f"{kind}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    return tensors
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave, sharded and laid in memory as the parameters are.
-
-    Raises:
-        ValueError: a tensor is of no parameter, or of another shape than the optimizer keeps.
-    """
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        kind, name = key.split("/", 1)
-        by_name.setdefault(name, {})[kind] = tensor
-    parameters = dict(model.named_parameters())
-    if unknown := sorted(set(by_name) - set(parameters)):
-        raise ValueError(f"optimizer: state of {unknown[:5]}, which are no parameters")
-    for name, values in by_name.items():
-        state = _beginning(optimizer, parameters[name])
-        if set(values) != set(state) or any(values[k].shape != torch.as_tensor(state[k]).shape for k in state):
-            raise ValueError(f"optimizer: state {sorted(values)} of {name} is of another optimizer or shape")
-        optimizer.state[parameters[name]] = {kind: _like(state[kind], values[kind]) for kind in state}
-
-
-def _beginning(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
     if isinstance(optimizer, Adafactor):
-        return optimizer.beginning(parameter)
-    # Adam keeps its step count beside its fused step's moments, which walk memory in the parameter's own order.
-    moments = {kind: torch.zeros_like(parameter.detach()) for kind in ("exp_avg", "exp_avg_sq")}
-    return {"step": torch.zeros((), device=parameter.device)} | moments
-
-
-def _like(pattern: Any, value: Tensor) -> Any:
-    """The value as a number, or placed and laid in memory as the pattern is."""
-    if not isinstance(pattern, Tensor):
-        return int(value)
-    if isinstance(pattern, DTensor):
-        return distribute_tensor(value.to(pattern.device, pattern.dtype), pattern.device_mesh, pattern.placements)
-    return torch.empty_like(pattern).copy_(value)
+        return optimizer.begin(parameter)
+    # Adam's fused step walks memory in the parameter's own order (channels last): its moments must lie as it does.
+    moments = {kind: torch.zeros_like(parameter, requires_grad=False) for kind in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.zeros((), dtype=torch.float32, device=parameter.device), **moments}
