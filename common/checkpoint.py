@@ -38,14 +38,27 @@ class StageWeights:
 
 
 def publish_stage(
-    folder: Path, size: int, config: UNetConfig, weights: Mapping[str, Tensor], trained: dict[str, Any]
+    folder: Path,
+    size: int,
+    config: UNetConfig,
+    weights: Mapping[str, Tensor],
+    trained: dict[str, Any],
+    *,
+    dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """Write a stage's weights as fp16 and its line of the manifest, each atomically; returns the weights' path."""
+    """Write a stage's weights and its line of the manifest, each atomically; returns the weights' path.
+
+    Args:
+        dtype: of the numbers in the file: float16, or bfloat16 for weights that float16 does not hold.
+
+    Raises:
+        CheckpointError: a weight is not finite in that; nothing is written.
+    """
     path = folder / f"unet_{size}.safetensors"
-    tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
+    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in weights.items()}
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise CheckpointError(f"weights: {broken[:5]} are not finite in fp16; nothing is published")
+        raise CheckpointError(f"weights: {broken[:5]} are not finite in {dtype}; nothing is published")
     header = {
         "format": FORMAT,
         "stage": str(size),
