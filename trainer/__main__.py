@@ -1,4 +1,4 @@
-"""`python -m trainer prepare | knn | fit | publish | fit-clip`: from a corpus to weights that a server loads."""
+"""`python -m trainer corpus | prepare | knn | fit | publish | fit-clip`: from a corpus to weights that a server loads."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import grpc
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from client.knowledge_base import RetrievalFailed
 from common.checkpoint import CheckpointError
 from common.corpus import CorpusError
 from common.service.command import run_command
@@ -26,14 +26,15 @@ from trainer.clip_command import add_clip_flags, fit_clip
 from trainer.crops import DRAWN_SIZE, prepare_crops
 from trainer.dataset import RENDER_SIZE, Prepared, Progress, open_prepared, prepare
 from trainer.fit import Schedule, Trainer, open_run
-from trainer.knn import write_neighbors
+from trainer.knn_command import add_corpus_flags, add_knn_flags, ask_for_neighbors, make_corpus
+from trainer.knn_lookup import LookupFailed
 from trainer.look import look
 from trainer.presets import PRESETS, Preset, preset
 from trainer.publish import publish
 from trainer.sources import CropSource, NeighborSource, Source
 
 DATA = Path("runs/prepared")
-EXPECTED = (CorpusError, CheckpointError, ValueError, FileNotFoundError, grpc.RpcError)
+EXPECTED = (CorpusError, CheckpointError, ValueError, FileNotFoundError, LookupFailed, RetrievalFailed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,20 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, text: str, body: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    def command(
+        name: str, text: str, body: Callable[[argparse.Namespace], None], *, prepared: bool = True
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
-        made.add_argument(
-            "--data", type=Path, default=DATA, help="folder of the prepared arrays (default: %(default)s)"
-        )
+        if prepared:
+            made.add_argument(
+                "--data", type=Path, default=DATA, help="folder of the prepared arrays (default: %(default)s)"
+            )
         made.set_defaults(body=body)
         return made
 
     preparing = command("prepare", "render pictures and encode captions, once", _prepare)
     preparing.add_argument("--corpus", type=Path, required=True)
     preparing.add_argument("--text-encoder", default="", help="folder or hub name; empty: the packaged MiniLM")
-    asking = command("knn", "ask the retrieval service for every pair's neighbors, once", _knn)
-    asking.add_argument("--corpus", type=Path, required=True)
-    asking.add_argument("--retrieval", required=True, help="address of the retrieval service, e.g. unix:/path")
+    add_corpus_flags(
+        command("corpus", "write a knowledge base as a corpus that can be prepared and trained on", _corpus)
+    )
+    add_knn_flags(command("knn", "ask the retrieval service for every pair's neighbors, once", _knn))
     fitting = command("fit", "train a preset, resuming what its run folder holds", _fit)
     publishing = command("publish", "write a run's averaged weights for serving", _publish)
     for made in (fitting, publishing):
@@ -94,8 +99,12 @@ def _prepare(flags: argparse.Namespace) -> None:
     prepare_crops(flags.corpus, flags.data, _progress())
 
 
+def _corpus(flags: argparse.Namespace) -> None:
+    print(make_corpus(flags, _progress()))
+
+
 def _knn(flags: argparse.Namespace) -> None:
-    print(write_neighbors(flags.corpus, flags.data, flags.retrieval, _progress()))
+    print(ask_for_neighbors(flags, _progress()))
 
 
 def _fit(flags: argparse.Namespace) -> None:
