@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 PLACEMENT_SIZE = 4  # zoom and shift, each (row, column)
+LATER = {"text_attention", "skip_scale", "positions"}  # names that came after the first published weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,13 +16,21 @@ class UNetConfig:
     Attributes:
         patch: side of the pixel squares folded into channels by the stem (pixel unshuffle).
         widths: channels of each level.
-        blocks: residual blocks of each level, in the DStack and again in the UStack.
-        attention: per level, whether its blocks attend to the text and to themselves.
+        blocks: residual blocks of each level, in the DStack and again in the UStack. Levels down-sample before their blocks
+            and up-sample after them, so a first level of none is the Efficient U-Net's (Imagen, appendix B): a stem of the
+            whole picture's grid, everything else on half of it or less.
+        attention: per level, whether its blocks attend to themselves.
+        text_attention: per level, whether its blocks attend to the text.
         neighbor_attention: per level, whether its feature map attends to the neighbors'.
         head_width: channels of an attention head.
         text_width: width of the text encoder's token states; 0 for a U-Net without text.
         embedding_width: width of the noise-level embedding.
-        scale: how many times larger than its low-resolution input; 1 for a U-Net without one.
+        scale: how many times larger than its low-resolution input; 1 for a U-Net without one. The input is read on its own
+            grid where `patch` is a multiple of `scale`, and enlarged first where it is not.
+        skip_scale: of the sum of a level's own features and what comes up from below: 2^-0.5 keeps the variance
+            (Imagen, appendix B).
+        positions: whether self-attention and neighbor attention know places; not where crops are trained on, whose places
+            are not those of whole pictures.
         placement: whether the text says where the neighbors are read ("small in the top left corner"), and they are laid
             there, pixel by pixel, beside what attention finds.
     """
@@ -30,29 +39,37 @@ class UNetConfig:
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     attention: tuple[bool, ...]
+    text_attention: tuple[bool, ...]
     neighbor_attention: tuple[bool, ...]
     head_width: int
     text_width: int
     embedding_width: int
     scale: int
+    skip_scale: float
+    positions: bool
     placement: bool
 
     def __post_init__(self) -> None:
-        levels = {len(self.widths), len(self.blocks), len(self.attention), len(self.neighbor_attention)}
-        if len(levels) != 1:
-            raise ValueError("unet: widths, blocks, attention and neighbor_attention differ in length")
+        by_level = (self.widths, self.blocks, self.attention, self.text_attention, self.neighbor_attention)
+        if len({len(values) for values in by_level}) != 1:
+            raise ValueError("unet: widths, blocks, attention, text_attention and neighbor_attention differ in length")
         for width, attends in zip(self.widths, self._attends(), strict=True):
             if attends and width % self.head_width:
                 raise ValueError(f"unet.head_width: {self.head_width} does not divide width {width}")
             if width % 4:
                 raise ValueError(f"unet.widths: {width} is not divisible by 4 (2-D positions)")
-        if self.patch < 1 or self.scale < 1 or self.patch % self.scale:
-            raise ValueError(f"unet.patch: {self.patch} is not a multiple of scale {self.scale}")
+        if self.patch < 1 or self.scale < 1 or (self.patch % self.scale and self.scale % self.patch):
+            raise ValueError(f"unet.patch: {self.patch} and scale {self.scale}: neither is a multiple of the other")
+        if any(self.text_attention) and not self.text_width:
+            raise ValueError("unet.text_attention: needs a U-Net with text")
+        if not 0.0 < self.skip_scale <= 1.0:
+            raise ValueError(f"unet.skip_scale: {self.skip_scale} is not in (0, 1]")
         if self.placement and not (self.text_width and self.uses_neighbors):
             raise ValueError("unet.placement: needs a U-Net with text and neighbors")
 
     def _attends(self) -> tuple[bool, ...]:
-        return tuple(a or n for a, n in zip(self.attention, self.neighbor_attention, strict=True))
+        reads = zip(self.attention, self.text_attention, self.neighbor_attention, strict=True)
+        return tuple(any(level) for level in reads)
 
     @property
     def uses_neighbors(self) -> bool:
@@ -68,12 +85,15 @@ class UNetConfig:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> UNetConfig:
-        """Inverse of `to_json`.
+        """Inverse of `to_json`; also reads documents of before LATER's names were there, which have none of them.
 
         Raises:
             ValueError: a name is unknown or missing.
         """
         known = {f.name for f in fields(cls)}
+        if set(document) == known - LATER:
+            text = tuple(bool(a and document["text_width"]) for a in document["attention"])
+            document = document | {"text_attention": text, "skip_scale": 1.0, "positions": True}
         if set(document) != known:
             raise ValueError(f"unet: config names {sorted(set(document) ^ known)} are unknown or missing")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}

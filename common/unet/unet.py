@@ -18,20 +18,19 @@ NEIGHBOR_SHARPNESS = 12.0  # sharp enough to begin by reading the same place of 
 
 
 class Level(nn.Module):
-    """Residual blocks of one grid; where it attends, each block is followed by self-attention and text attention."""
+    """Residual blocks of one grid; each is followed by self-attention and by text attention, where the level has them."""
 
     def __init__(self, config: UNetConfig, index: int) -> None:
         super().__init__()
         width, count = config.widths[index], config.blocks[index]
         self.residual = nn.ModuleList(ResidualBlock(width, config.embedding_width) for _ in range(count))
-        attends = config.attention[index]
         self.self_attention = nn.ModuleList(
-            Attention(width, width, config.head_width, positions=True, sharpness=SELF_SHARPNESS)
-            for _ in range(count if attends else 0)
+            Attention(width, width, config.head_width, positions=config.positions, sharpness=SELF_SHARPNESS)
+            for _ in range(count if config.attention[index] else 0)
         )
         self.text_attention = nn.ModuleList(
             Attention(width, config.text_width, config.head_width, positions=False, sharpness=TEXT_SHARPNESS)
-            for _ in range(count if attends and config.text_width else 0)
+            for _ in range(count if config.text_attention[index] else 0)
         )
 
     def forward(self, x: Tensor, embedding: Tensor, text: list[KeysValues], mask: Tensor) -> Tensor:
@@ -72,6 +71,7 @@ class UStack(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
+        self.skip_scale = config.skip_scale
         self.levels = nn.ModuleList(Level(config, i) for i in reversed(range(len(config.widths))))
         self.up = nn.ModuleList(
             nn.Conv2d(b, a * 4, 1) for a, b in reversed(list(zip(config.widths[:-1], config.widths[1:], strict=True)))
@@ -82,6 +82,7 @@ class UStack(nn.Module):
         for i, level in enumerate(self.levels):
             if i:
                 x = F.pixel_shuffle(self.up[i - 1](x), 2) + features[-1 - i]
+                x = x if self.skip_scale == 1.0 else self.skip_scale * x
             x = level(x, embedding, text, mask)
         return x
 
@@ -98,7 +99,7 @@ class UNet(nn.Module):
         self.dstack = DStack(config)
         self.ustack = UStack(config)
         self.neighbor_attention = nn.ModuleList(
-            Attention(w, w, config.head_width, positions=True, sharpness=NEIGHBOR_SHARPNESS)
+            Attention(w, w, config.head_width, positions=config.positions, sharpness=NEIGHBOR_SHARPNESS)
             for w, attends in zip(config.widths, config.neighbor_attention, strict=True)
             if attends
         )
@@ -107,9 +108,9 @@ class UNet(nn.Module):
         self.reference = Reference(first, patch) if config.placement else None
         self.copy = Copy(first, patch) if config.placement else None
         if config.scale > 1:
-            fold = patch // config.scale
+            self.low_res_patch = patch if patch % config.scale else patch // config.scale
             self.embed_augmentation = NoiseEmbedding(config.embedding_width)
-            self.low_res_stem = nn.Conv2d(3 * fold * fold, first, 3, padding=1)
+            self.low_res_stem = nn.Conv2d(3 * self.low_res_patch**2, first, 3, padding=1)
         self.head = nn.Conv2d(first, 3 * patch * patch, 3, padding=1)
         nn.init.normal_(self.head.weight, std=1e-3)
         assert self.head.bias is not None
@@ -173,10 +174,12 @@ class UNet(nn.Module):
     def denoise(self, x_t: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
         """The stage's prediction [B, 3, H, W] for x_t [B, 3, H, W] at log-SNR [B]."""
         embedding = self.embed_noise(log_snr) + condition.text_embedding
-        x = self.stem(F.pixel_unshuffle(x_t, self.config.patch))
+        x, enlarged = self.stem(F.pixel_unshuffle(x_t, self.config.patch)), None
         if self.config.scale > 1:
             embedding = embedding + self.embed_augmentation(condition.augmentation)
-            x = x + self.low_res_stem(F.pixel_unshuffle(condition.low_res, self.config.patch // self.config.scale))
+            enlarged = _enlarge(condition.low_res, x_t)
+            low_res = condition.low_res if self.low_res_patch < self.config.patch else enlarged
+            x = x + self.low_res_stem(F.pixel_unshuffle(low_res.to(x.dtype), self.low_res_patch))
         laid = None
         if self.reference is not None and condition.neighbor_mask.shape[1]:
             size = (x_t.shape[2], x_t.shape[3])
@@ -187,9 +190,7 @@ class UNet(nn.Module):
         features = self._attend_to_neighbors(features, condition)
         x = self.ustack(features, embedding, text, condition.text_mask)
         drawn = F.pixel_shuffle(self.head(x), self.config.patch)
-        if self.config.scale > 1:
-            size = (x_t.shape[2], x_t.shape[3])
-            enlarged = F.interpolate(condition.low_res.float(), size, mode="bicubic", align_corners=False)
+        if enlarged is not None:
             drawn = enlarged.to(drawn.dtype) + drawn
         return drawn if self.copy is None or laid is None else self.copy(drawn, x, laid)
 
@@ -264,3 +265,8 @@ class UNet(nn.Module):
         mean = (text * weights).sum(1) / weights.sum(1).clamp(min=1.0)
         present = mask.any(1)[:, None].to(text.dtype)
         return self.pool_text(mean) * present
+
+
+def _enlarge(pictures: Tensor, like: Tensor) -> Tensor:
+    """Pictures [B, 3, h, w] at the size of `like` [B, 3, H, W], float32."""
+    return F.interpolate(pictures.float(), (like.shape[2], like.shape[3]), mode="bicubic", align_corners=False)

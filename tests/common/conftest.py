@@ -18,15 +18,25 @@ BASE = UNetConfig(
     widths=(8, 16),
     blocks=(1, 2),
     attention=(False, True),
+    text_attention=(False, True),
     neighbor_attention=(True, True),
     head_width=8,
     text_width=12,
     embedding_width=16,
     scale=1,
+    skip_scale=1.0,
+    positions=True,
     placement=True,
 )
 SUPER_RESOLUTION = replace(
-    BASE, patch=4, attention=(False, False), neighbor_attention=(False, False), text_width=0, scale=4, placement=False
+    BASE,
+    patch=4,
+    attention=(False, False),
+    text_attention=(False, False),
+    neighbor_attention=(False, False),
+    text_width=0,
+    scale=4,
+    placement=False,
 )
 SUPER_RESOLUTION_WITH_NEIGHBORS = replace(BASE, patch=4, scale=4, neighbor_attention=(False, True))
 

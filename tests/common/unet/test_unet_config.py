@@ -23,7 +23,11 @@ def test_json_round_trip(any_config: UNetConfig) -> None:
         ({"neighbor_attention": ()}, "neighbor_attention"),
         ({"head_width": 5}, r"head_width: 5 does not divide width"),
         ({"widths": (6, 16), "neighbor_attention": (False, True)}, r"widths: 6"),
+        ({"text_attention": (True,)}, "text_attention"),
         ({"patch": 3, "scale": 2}, r"patch: 3 .* scale 2"),
+        ({"text_width": 0, "placement": False}, r"text_attention: needs"),
+        ({"skip_scale": 0.0}, r"skip_scale: 0\.0"),
+        ({"skip_scale": 1.5}, r"skip_scale: 1\.5"),
         ({"patch": 0}, r"patch: 0"),
         ({"scale": 0}, r"scale 0"),
     ],
@@ -40,6 +44,16 @@ def test_unknown_and_missing_names_are_refused(base_config: UNetConfig) -> None:
     for name in document:
         with pytest.raises(ValueError, match=name):
             UNetConfig.from_json({k: v for k, v in document.items() if k != name})
+
+
+def test_documents_of_the_first_published_weights_are_read(any_config: UNetConfig) -> None:
+    """Then, blocks that attended to themselves attended to the text, where there was one."""
+    first = {k: v for k, v in any_config.to_json().items() if k not in ("text_attention", "skip_scale", "positions")}
+    assert UNetConfig.from_json(json.loads(json.dumps(first))) == any_config
+    with pytest.raises(ValueError, match="dropout"):
+        UNetConfig.from_json(first | {"dropout": 0.1})
+    with pytest.raises(ValueError, match="skip_scale"):
+        UNetConfig.from_json(first | {"text_attention": (False, True), "positions": True})
 
 
 def test_derived_figures(base_config: UNetConfig, super_resolution_config: UNetConfig) -> None:
