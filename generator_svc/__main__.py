@@ -200,11 +200,13 @@ async def opened(
             stages, texts = await _embedded(settings, metrics, stack)
         retriever = _connect(settings)
         stack.push_async_callback(retriever.close)
-        if settings.without_retrieval == "fail":
-            usable = partial(health.set_usable, dependency="retrieval")
-            await stack.enter_async_context(RetrievalWatch(retriever, on_usable=usable))
+        told = partial(health.set_usable, dependency="retrieval") if settings.without_retrieval == "fail" else None
+        watch = await stack.enter_async_context(RetrievalWatch(retriever, on_usable=told or (lambda usable: None)))
         neighbors = NeighborSource(
-            retriever, timeout_s=settings.retrieval_timeout_s, without_retrieval=settings.without_retrieval
+            retriever,
+            timeout_s=settings.retrieval_timeout_s,
+            without_retrieval=settings.without_retrieval,
+            fault=lambda: watch.fault,
         )
         pipeline = Pipeline(neighbors=neighbors, texts=texts, stages=stages, metrics=metrics, admission=admission)
         drawings = SharedDrawings(kept_s=settings.results_kept_s, kept_bytes=settings.results_kept_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from common.service.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -32,11 +32,26 @@ class Retriever(Protocol):
 class NeighborSource:
     """Finds the pairs of orders."""
 
-    def __init__(self, retriever: Retriever, *, timeout_s: float, without_retrieval: WithoutRetrieval) -> None:
-        """`timeout_s` is what retrieval gets to answer, where the caller's deadline leaves as much."""
+    def __init__(
+        self,
+        retriever: Retriever,
+        *,
+        timeout_s: float,
+        without_retrieval: WithoutRetrieval,
+        fault: Callable[[], str] = lambda: "",
+    ) -> None:
+        """
+        Args:
+            retriever: whom to ask.
+            timeout_s: what retrieval gets to answer, where the caller's deadline leaves as much.
+            without_retrieval: what is done when it does not.
+            fault: why it cannot be asked, as far as is known: orders that are drawn without it do not wait for an answer
+                that will not come.
+        """
         self._retriever = retriever
         self._timeout_s = timeout_s
         self._without_retrieval = without_retrieval
+        self._fault = fault
 
     async def find(self, checked: CheckedOrder, call: Call) -> Retrieved:
         """The pairs that shape the order's pictures: references, then what is retrieved.
@@ -53,6 +68,8 @@ class NeighborSource:
             return await self._read_again(checked.recorded, references, call)
         if not checked.k:
             return Retrieved().after(references)
+        if self._without_retrieval == "draw" and (fault := self._fault()):
+            return Retrieved(degraded_reason=fault).after(references)
         try:
             timeout_s = self._time_left_s(call)
             retrieved = await self._retriever.retrieve(checked.order, checked.k, timeout_s=timeout_s)

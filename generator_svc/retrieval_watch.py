@@ -1,4 +1,5 @@
-"""Whether retrieval can be asked now: what the generator's own health rests on where it draws nothing without it."""
+"""Whether retrieval can be asked now: what the generator's own health rests on where it draws nothing without it, and what
+spares orders the waiting where it draws without."""
 
 from __future__ import annotations
 
@@ -52,8 +53,14 @@ class RetrievalWatch:
         self._timeout_s = timeout_s
         self._silent_s = silent_s
         self._was_usable: bool | None = None
+        self._fault = ""
         self._heard_at = float("-inf")
         self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def fault(self) -> str:
+        """Why it cannot be asked, as far as is known; empty where it can."""
+        return self._fault
 
     async def __aenter__(self) -> RetrievalWatch:
         await self._ask()
@@ -84,6 +91,7 @@ class RetrievalWatch:
             self._tell(True, "")
 
     def _tell(self, usable: bool, reason: str) -> None:
+        self._fault = "" if usable else reason or "retrieval does not serve"
         if usable != self._was_usable:
             self._was_usable = usable
             log.log(logging.INFO if usable else logging.WARNING, "retrieval", extra={"missing": reason})

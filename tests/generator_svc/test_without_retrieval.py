@@ -64,6 +64,20 @@ def test_a_retrieval_that_hangs_is_waited_for_no_longer_than_set(
             assert "did not answer" in found(draw(alone, QUICK)).degraded_reason
 
 
+def test_a_retrieval_that_is_known_to_be_gone_is_not_waited_for(
+    host: Host, make_generator: Callable[..., Service], tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(f"{tmp_path}/deaf.sock")
+        deaf.listen()
+        service = make_generator(
+            retrieval_address=f"unix:{tmp_path}/deaf.sock", without_retrieval="draw", retrieval_timeout_s=600.0
+        )
+        with host.running(service) as address, GeneratorClient(address) as alone:
+            told = found(draw(alone, QUICK))
+    assert told.degraded_reason
+
+
 def test_what_retrieval_refuses_is_refused_whatever_is_set(host: Host, make_generator: Callable[..., Service]) -> None:
     service = make_generator(without_retrieval="draw")
     with host.running(service) as address, GeneratorClient(address) as alone:
