@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from reimagen.retrieval.v1 import knowledge_base_pb2 as kb_pb
@@ -38,8 +40,16 @@ def store(client: Client, name: str, pairs: list[Pair]) -> None:
     """Make a knowledge base of a corpus' pairs, as `retrieval_svc import` does."""
     facet = kb_pb.Facet(name="style", template="{value} style", values=tuple(STYLES))
     create = kb_pb.CreateKnowledgeBaseRequest(name=name, facets=[facet], scene_phrases=["on a white background"])
-    client.bases.CreateKnowledgeBase(create, timeout=20)
-    upsert(client, name, pairs)
+    while True:
+        try:
+            client.bases.CreateKnowledgeBase(create, timeout=20)
+            break
+        except grpc.RpcError as error:  # a CLIP model is loading
+            said: Any = error
+            assert said.code() is grpc.StatusCode.UNAVAILABLE and said.details().endswith("is loading"), said.details()
+            time.sleep(0.2)
+    if pairs:
+        upsert(client, name, pairs)
 
 
 def upsert(client: Client, name: str, pairs: list[Pair]) -> None:
@@ -203,7 +213,7 @@ def test_a_knowledge_base_that_changes(corpus: Path, tmp_path: Path, monkeypatch
         with pytest.raises(LookupFailed, match="'shapes' changed while it was asked"):
             ask_shard(corpus, tmp_path, service, asked, 1, change)
         ask_shard(corpus, tmp_path, service, asked, 1, silent)
-        with pytest.raises(ShardError, match="changed between shards .*: shards 0; .*: shards 1"):
+        with pytest.raises(ShardError, match=r"changed between shards .*: shards 0; .*: shards 1"):
             write_without_asking(corpus, tmp_path, asked)
         assert write_neighbors(corpus, tmp_path, service, asked, silent).is_file(), "the older shard was asked again"
 
@@ -220,7 +230,7 @@ def test_shards_that_do_not_belong_together(client: Client, corpus: Path, tmp_pa
     with pytest.raises(ShardError, match="holds pairs 0 to 12, not range"):
         write_without_asking(corpus, tmp_path, asked)
     second.write_bytes(kept[: len(kept) // 2])
-    with pytest.raises(ShardError, match="shard-00001.safetensors is damaged"):
+    with pytest.raises(ShardError, match=r"shard-00001\.safetensors is damaged"):
         write_without_asking(corpus, tmp_path, asked)
     other = ask_shard(corpus, tmp_path, service, replace(asked, k=3), 1, silent)
     shutil.copy(other, second)
@@ -255,7 +265,7 @@ def test_captions_that_are_no_question_have_no_neighbors(client: Client, tmp_pat
 def test_failures_are_told(client: Client, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knn_lookup, "FIRST_PATIENCE_S", 0.3)
     service = Service(address=client.address)
-    with pytest.raises(LookupFailed, match="unix:.*nobody does not answer: UNAVAILABLE"):
+    with pytest.raises(LookupFailed, match=r"unix:.*nobody does not answer: UNAVAILABLE"):
         write_neighbors(corpus, tmp_path, Service(address=f"unix:{tmp_path}/nobody"), question(corpus), silent)
     with pytest.raises(LookupFailed, match="no CLIP index"):
         write_neighbors(corpus, tmp_path, service, question(corpus, method="clip"), silent)
@@ -267,9 +277,7 @@ def test_failures_are_told(client: Client, corpus: Path, tmp_path: Path, monkeyp
     assert not list((tmp_path / "knn").glob("*.npy"))
 
 
-def test_a_service_that_comes_back_is_waited_for(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_that_comes_back_is_waited_for(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knn, "PART_PAIRS", 8)
     address = f"unix:{tmp_path}/r.sock"
     running = hosted(tmp_path / "data", address=address)
