@@ -1,4 +1,4 @@
-"""`python -m trainer corpus | prepare | knn | fit | publish | fit-clip`: from a corpus to weights that a server loads."""
+"""`python -m trainer corpus | prepare | knn | fit | publish | fit-clip | serve`: a corpus becomes weights that serve."""
 
 from __future__ import annotations
 
@@ -39,8 +39,12 @@ EXPECTED = (CorpusError, CheckpointError, ValueError, FileNotFoundError, LookupF
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status (2 and one line on standard error for bad input)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["serve"]:  # which trains nothing itself: a process without torch takes this one's place
+        os.execv(sys.executable, [sys.executable, "-m", "trainer.service", *arguments[1:]])
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="start, follow and export runs for callers (TrainerService)", add_help=False)
 
     def command(
         name: str, text: str, body: Callable[[argparse.Namespace], None], *, prepared: bool = True
@@ -151,9 +155,11 @@ def _train(trainer: Trainer, flags: argparse.Namespace) -> None:
 def _publish(flags: argparse.Namespace) -> None:
     if not flags.weights:
         raise ValueError("--weights: is needed to publish")
+    print("[1/2] reading the run's newest state", flush=True)  # the service tells these lines as progress
     trainer, prepared = _open(flags, preset(flags.preset))
     if not trainer.state.step:
         raise ValueError(f"--run: {flags.run} holds no readable state")
+    print("[2/2] writing the averaged weights", flush=True)
     print(publish(trainer, flags.weights, prepared.fingerprint))
 
 
