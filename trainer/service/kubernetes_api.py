@@ -1,0 +1,154 @@
+"""The cluster's API server, as far as runs need it; the only file that knows its client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import urllib3
+from kubernetes import client, config
+
+from common.service.config import ConfigError
+from trainer.service.executor import ExecutorAway, ExecutorError
+
+T = TypeVar("T")
+Kind = Literal["Job", "TrainJob"]
+
+_TRAIN_JOBS = {"group": "trainer.kubeflow.org", "version": "v1alpha1", "plural": "trainjobs"}
+_NOT_FOUND, _CONFLICT = 404, 409
+_LATER = (401, 408, 429)  # beside 5xx: a token is being renewed, the server is busy
+_JOB_NAME = "batch.kubernetes.io/job-name"
+_TRAIN_JOB_NAME = "jobset.sigs.k8s.io/jobset-name"
+
+
+class KubernetesApi:
+    """One namespace of one cluster. Everything raises ExecutorAway where the API server does not answer."""
+
+    def __init__(self, namespace: str, *, kubeconfig: Path | None, timeout_s: float) -> None:
+        """Reads how the cluster is reached: a kubeconfig, or (None) what a pod is given by its own.
+
+        Raises:
+            ConfigError: that cannot be read.
+        """
+        configuration = client.Configuration()
+        try:
+            if kubeconfig:
+                config.load_kube_config(str(kubeconfig), client_configuration=configuration)
+            else:
+                config.load_incluster_config(client_configuration=configuration)
+        except (config.ConfigException, OSError) as error:
+            raise ConfigError(f"--kubernetes-config: {error}") from None
+        configuration.retries = urllib3.Retry(0)  # the service asks again by itself
+        self._api = client.ApiClient(configuration)
+        self._batch = client.BatchV1Api(self._api)
+        self._core = client.CoreV1Api(self._api)
+        self._custom = client.CustomObjectsApi(self._api)
+        self._namespace = namespace
+        self._timeout_s = timeout_s
+
+    def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Create a Job, TrainJob or Service; gives what there is then, somebody else's of that name too.
+
+        Raises:
+            ExecutorError: it is refused.
+        """
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        create: dict[str, Callable[..., Any]] = {
+            "Job": self._batch.create_namespaced_job,
+            "Service": self._core.create_namespaced_service,
+            "TrainJob": lambda namespace, body, **rest: self._custom.create_namespaced_custom_object(
+                **_TRAIN_JOBS, namespace=namespace, body=body, **rest
+            ),
+        }
+        try:
+            return self._plain(self._call(create[kind], self._namespace, manifest))
+        except client.ApiException as error:
+            if error.status != _CONFLICT:
+                raise ExecutorError(f"{kind} {name} is refused: {_said(error)}") from None
+        return manifest if kind == "Service" else self.read(kind, name) or manifest
+
+    def read(self, kind: Kind, name: str) -> dict[str, Any] | None:
+        """A Job or TrainJob; None: there is none.
+
+        Raises:
+            ExecutorError: we may not read it.
+        """
+        try:
+            if kind == "Job":
+                return self._plain(self._call(self._batch.read_namespaced_job, name, self._namespace))
+            read = self._custom.get_namespaced_custom_object
+            return self._plain(self._call(read, **_TRAIN_JOBS, namespace=self._namespace, name=name))
+        except client.ApiException as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise ExecutorAway(f"{kind} {name} cannot be read: {_said(error)}") from None
+
+    def delete(self, kind: Kind, name: str) -> None:
+        """Delete a Job or TrainJob with its pods, which get their time to end; one that is gone is no error."""
+        options = client.V1DeleteOptions(propagation_policy="Foreground")
+        try:
+            if kind == "Job":
+                self._call(self._batch.delete_namespaced_job, name, self._namespace, body=options)
+            else:
+                delete = self._custom.delete_namespaced_custom_object
+                self._call(delete, **_TRAIN_JOBS, namespace=self._namespace, name=name, body=options)
+        except client.ApiException as error:
+            if error.status != _NOT_FOUND:
+                raise ExecutorAway(f"{kind} {name} cannot be deleted: {_said(error)}") from None
+
+    def kill_pods(self, kind: Kind, name: str) -> None:
+        """End the pods of a Job or TrainJob at once."""
+        try:
+            self._call(
+                self._core.delete_collection_namespaced_pod,
+                self._namespace,
+                label_selector=_selector(kind, name),
+                grace_period_seconds=0,
+            )
+        except client.ApiException as error:
+            raise ExecutorAway(f"the pods of {kind} {name} cannot be deleted: {_said(error)}") from None
+
+    def last_lines(self, kind: Kind, name: str, lines: int) -> str:
+        """What the newest pod of a Job or TrainJob said last; empty where that is not known any more."""
+        try:
+            pods = self._call(
+                self._core.list_namespaced_pod, self._namespace, label_selector=_selector(kind, name)
+            ).items
+            if not pods:
+                return ""
+            failed = [pod for pod in pods if pod.status and pod.status.phase == "Failed"]
+            newest: Any = max(failed or pods, key=lambda pod: str(getattr(pod.metadata, "creation_timestamp", "")))
+            read = self._core.read_namespaced_pod_log
+            said = self._call(read, newest.metadata.name, self._namespace, tail_lines=lines)
+        except (client.ApiException, ExecutorAway):
+            return ""
+        return str(said).strip()
+
+    def _call(self, method: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        try:
+            return method(*arguments, **named, _request_timeout=self._timeout_s)
+        except urllib3.exceptions.HTTPError as error:
+            reason = getattr(error, "reason", None) or error
+            raise ExecutorAway(f"the cluster does not answer: {type(reason).__name__}") from None
+        except client.ApiException as error:
+            if error.status in _LATER or not error.status or error.status >= 500:
+                raise ExecutorAway(f"the cluster does not answer: {_said(error)}") from None
+            raise
+
+    def _plain(self, answer: Any) -> dict[str, Any]:
+        plain: Any = self._api.sanitize_for_serialization(answer)
+        return plain
+
+
+def _selector(kind: Kind, name: str) -> str:
+    return f"{_JOB_NAME if kind == 'Job' else _TRAIN_JOB_NAME}={name}"
+
+
+def _said(error: client.ApiException) -> str:
+    """What the server says of an error, in one line."""
+    try:
+        return f"{error.status} {json.loads(error.body or '')['message']}"
+    except (ValueError, KeyError, TypeError):
+        return f"{error.status} {error.reason}"

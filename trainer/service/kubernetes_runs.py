@@ -1,0 +1,102 @@
+"""Runs as Jobs or TrainJobs of a cluster, whose controllers keep them going."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from trainer.service.commands import fit_arguments
+from trainer.service.executor import ExecutorError, Observed, Phase
+from trainer.service.kubernetes_api import Kind, KubernetesApi
+from trainer.service.kubernetes_manifests import (
+    TOKEN,
+    Cluster,
+    job_manifest,
+    job_name,
+    service_manifest,
+    train_job_manifest,
+)
+from trainer.service.run_record import RunRecord
+from trainer.service.spec_rules import Folders
+
+LAST_LINES = 20
+_GOOD, _BAD = "Complete", "Failed"  # conditions, TrainJob's too
+
+
+class KubernetesRuns:
+    """Runs of one kind of Job. How many there are at once is the cluster's affair."""
+
+    max_runs = 0
+
+    def __init__(self, kind: Kind, api: KubernetesApi, cluster: Cluster, folders: Folders) -> None:
+        self._kind: Kind = kind
+        self._api = api
+        self._cluster = cluster
+        self._folders = folders
+
+    def launch(self, record: RunRecord) -> None:
+        """See `Executor`."""
+        arguments = fit_arguments(record.name, record.spec, self._folders)
+        render = job_manifest if self._kind == "Job" else train_job_manifest
+        made = self._api.create(render(record, arguments, self._cluster))
+        self._check_ours(made, record)
+        self._make_findable(made, record)
+
+    def observe(self, record: RunRecord) -> Observed:
+        """See `Executor`."""
+        job = self._api.read(self._kind, job_name(record))
+        if job is None:
+            return Observed(phase=Phase.ABSENT)
+        place = f"{self._kind.lower()}/{job_name(record)}"
+        if not _is_ours(job, record):
+            return Observed(phase=Phase.OVER, place=place, error=f"{place} is somebody else's")
+        conditions = {
+            said["type"]: said for said in job.get("status", {}).get("conditions", ()) if said["status"] == "True"
+        }
+        for name in (_BAD, _GOOD):
+            if name in conditions:
+                return self._over(record, place, conditions[name], succeeded=name == _GOOD)
+        if _at_work(job.get("status", {})):
+            return Observed(phase=Phase.RUNNING, place=place)
+        self._make_findable(job, record)  # a service that ended in the middle of `launch` had not
+        return Observed(phase=Phase.WAITING, place=place, status="no pod is ready")
+
+    def stop(self, record: RunRecord) -> None:
+        """See `Executor`."""
+        self._api.delete(self._kind, job_name(record))
+
+    def kill(self, record: RunRecord) -> None:
+        """See `Executor`."""
+        self._api.kill_pods(self._kind, job_name(record))
+
+    def _over(self, record: RunRecord, place: str, condition: Mapping[str, Any], *, succeeded: bool) -> Observed:
+        error = ""
+        if not succeeded:
+            reason = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
+            said = self._api.last_lines(self._kind, job_name(record), LAST_LINES)
+            error = "\n".join(filter(None, (reason, said)))
+        return Observed(phase=Phase.OVER, place=place, succeeded=succeeded, error=error, ended_s=_time_s(condition))
+
+    def _make_findable(self, job: Mapping[str, Any], record: RunRecord) -> None:
+        """Give a Job's pods the name of the first one; a TrainJob's runtime does."""
+        if self._kind == "Job" and record.spec.num_pods > 1:
+            self._api.create(service_manifest(record, self._cluster, job["metadata"]["uid"]))
+
+    def _check_ours(self, job: Mapping[str, Any], record: RunRecord) -> None:
+        if not _is_ours(job, record):
+            raise ExecutorError(f"there is a {self._kind} {job_name(record)} already, which is not of this run")
+
+
+def _is_ours(job: Mapping[str, Any], record: RunRecord) -> bool:
+    return (job["metadata"].get("annotations") or {}).get(TOKEN) == record.token
+
+
+def _at_work(status: Mapping[str, Any]) -> int:
+    """Pods that are ready: a Job says so of itself, a TrainJob of its jobs."""
+    return (status.get("ready") or 0) + sum(job.get("ready") or 0 for job in status.get("jobsStatus") or ())
+
+
+def _time_s(condition: Mapping[str, Any]) -> float | None:
+    said = condition.get("lastTransitionTime")
+    return datetime.fromisoformat(said).timestamp() if said else None

@@ -1,0 +1,128 @@
+"""A command that outlives us: started in a folder, found again there, asked to end, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.service.attempt import ENDED, IS_LOCKED, OUTPUT, PROCESS
+from trainer.service.processes import MARK, ProcessId, is_alive, marked, send, sweep
+
+LAUNCH_LOG = "launch.log"
+TAIL_LINES, TAIL_BYTES = 20, 4096
+_QUIET = {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}  # bars are no lines; what is said is read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a command ended.
+
+    Attributes:
+        code: its status, negative for a signal; None: nobody wrote it down.
+        asked: whether it was asked to end.
+        time_s: when, since the epoch.
+    """
+
+    code: int | None
+    asked: bool
+    time_s: float
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return "was killed, with whoever waited for it"
+        if self.code >= 0:
+            return f"ended with status {self.code}"
+        name = signal.Signals(-self.code).name if -self.code in set(signal.Signals) else str(-self.code)
+        return f"was ended by {name}" + (", or memory ran out" if -self.code == signal.SIGKILL else "")
+
+
+class LocalProcess:
+    """One command in one folder, known by a mark; whoever makes another of these finds the same command."""
+
+    def __init__(self, folder: Path, token: str) -> None:
+        self.folder = folder
+        self._token = token
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def launch(self, command: Sequence[str]) -> None:
+        """Start it, in a session of its own; where it runs already nothing is started.
+
+        Raises:
+            OSError: the folder cannot be written, or there are no processes to be had.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = os.pathsep.join(filter(None, (os.getcwd(), *sys.path)))
+        with (self.folder / LAUNCH_LOG).open("wb") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "trainer.service.attempt", str(self.folder), *command],
+                env=os.environ | _QUIET | {"PYTHONPATH": path, MARK: self._token},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def look(self) -> Literal["absent", "running"] | Ending:
+        """How it does. `absent`: it has not begun, here or elsewhere."""
+        code = self._child.poll() if self._child is not None else None  # which also buries it
+        process = self.process()
+        if process is None:
+            if self._child is None or code == IS_LOCKED:
+                return "absent"
+            return "running" if code is None else Ending(code=code, asked=False, time_s=time.time())
+        if is_alive(process):
+            return "running"
+        ended = self._read(ENDED)
+        if ended is not None:
+            return Ending(code=ended["code"], asked=ended["asked"], time_s=ended["time_s"])
+        sweep(self._token, grace_s=0.0)  # whoever waited for the command is gone: nobody would tell of its end
+        return Ending(code=None, asked=False, time_s=time.time())
+
+    def process(self) -> ProcessId | None:
+        """Who waits for the command, and hands signals on to it; None: it has not begun."""
+        written = self._read(PROCESS)
+        if written is None:
+            return None
+        return ProcessId(pid=written["pid"], start_ticks=written["start_ticks"], boot_id=written["boot_id"])
+
+    def terminate(self) -> None:
+        """Ask it to end; asking again changes nothing."""
+        process = self.process()
+        if process is not None:
+            send(process, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End all that belongs to it; whoever waits for it writes that down."""
+        waiting = self.process()
+        for process in marked(self._token):
+            if process != waiting:
+                send(process, signal.SIGKILL)
+
+    def tail(self) -> str:
+        """The last lines that it said."""
+        for name in (OUTPUT, LAUNCH_LOG):
+            with suppress(OSError), (self.folder / name).open("rb") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(max(0, size - TAIL_BYTES))
+                lines = stream.read().decode(errors="replace").split("\n")
+                said = [line.rpartition("\r")[2] for line in lines if line.strip()]
+                if said:
+                    return "\n".join(said[-TAIL_LINES:])
+        return ""
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """A file of this command; None: there is none, or it is another's."""
+        try:
+            written = json.loads((self.folder / name).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return written if written.get("token") == self._token else None

@@ -1,0 +1,60 @@
+"""Runs as processes of this machine, which go on while the service is away."""
+
+from __future__ import annotations
+
+from trainer.service.commands import fit_arguments, local_command
+from trainer.service.executor import ExecutorAway, Observed, Phase
+from trainer.service.local_process import Ending, LocalProcess
+from trainer.service.run_record import FOLDER, RunRecord
+from trainer.service.spec_rules import Folders
+
+
+class LocalRuns:
+    """At most `max_runs` at once; 0: any number."""
+
+    def __init__(self, folders: Folders, *, max_runs: int) -> None:
+        self.max_runs = max_runs
+        self._folders = folders
+        self._processes: dict[str, tuple[str, LocalProcess]] = {}  # of each run the newest attempt's token, and it
+
+    def launch(self, record: RunRecord) -> None:
+        """See `Executor`."""
+        arguments = fit_arguments(record.name, record.spec, self._folders)
+        try:
+            self._process(record).launch(local_command(arguments, record.spec.num_ranks))
+        except OSError as error:
+            raise ExecutorAway(f"no process can be started: {error.strerror}") from None
+
+    def observe(self, record: RunRecord) -> Observed:
+        """See `Executor`."""
+        process = self._process(record)
+        seen, itself = process.look(), process.process()
+        place = f"process {itself.pid}" if itself else ""
+        if seen == "absent":
+            return Observed(phase=Phase.ABSENT)
+        if not isinstance(seen, Ending):
+            return Observed(phase=Phase.RUNNING, place=place)
+        said = process.tail()
+        return Observed(
+            phase=Phase.OVER,
+            place=place,
+            succeeded=seen.code == 0,
+            asked_to_end=seen.asked,
+            error=f"{seen}\n{said}" if said else str(seen),
+            ended_s=seen.time_s,
+        )
+
+    def stop(self, record: RunRecord) -> None:
+        """See `Executor`."""
+        self._process(record).terminate()
+
+    def kill(self, record: RunRecord) -> None:
+        """See `Executor`."""
+        self._process(record).kill()
+
+    def _process(self, record: RunRecord) -> LocalProcess:
+        token, process = self._processes.get(record.name, ("", None))
+        if process is None or token != record.token:
+            process = LocalProcess(self._folders.run(record.name) / FOLDER, record.token)
+            self._processes[record.name] = record.token, process
+        return process

@@ -1,0 +1,155 @@
+"""What a run writes while it trains: lines of figures, and grids of samples. Read from any place on, while it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LOG = "log.jsonl"
+TRAIN, HELD_OUT = "train", "held_out"
+CHUNK_BYTES = 256 << 10
+TAIL_BYTES = 32 << 10
+_GRID = re.compile(r"samples-(\d+)\.png")
+_PLACE = ("time", "step", "examples", "side", "kind")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """A line of the log; `time_s` since the epoch."""
+
+    kind: str
+    step: int
+    examples: int
+    time_s: float
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleGrid:
+    """What the averaged weights drew."""
+
+    step: int
+    examples: int
+    png: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is, as its newest lines say it."""
+
+    step: int
+    examples: int
+    examples_per_second: float
+    loss: float | None
+    time_s: float
+
+
+class LogTail:
+    """The lines of a run's log, from the first on, each once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOG
+        self._at = 0
+
+    def read(self) -> list[Figures]:
+        """What has come since; empty where nothing has. Of much only a part: ask again."""
+        try:
+            with self._path.open("rb") as stream:
+                if os.fstat(stream.fileno()).st_size < self._at:  # cut by a run that went on from an earlier state
+                    self._at = 0
+                stream.seek(self._at)
+                content = stream.read(CHUNK_BYTES)
+        except FileNotFoundError:
+            return []
+        whole = content.rfind(b"\n") + 1  # the last line may be half written
+        if not whole and len(content) == CHUNK_BYTES:
+            whole = len(content)  # no line of ours
+        self._at += whole
+        return list(_figures(content[:whole]))
+
+
+class GridTail:
+    """The sample grids of a run, each once, and again where it was drawn again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._told: dict[Path, int] = {}
+
+    def find(self) -> list[tuple[int, Path]]:
+        """(examples, file) of those that have come since."""
+        found = []
+        for path in self._folder.glob("samples-*.png"):
+            name = _GRID.fullmatch(path.name)
+            if name is None:
+                continue
+            try:
+                changed = path.stat().st_mtime_ns
+            except FileNotFoundError:
+                continue
+            if self._told.get(path) != changed:
+                self._told[path] = changed
+                found.append((int(name[1]), path))
+        return sorted(found)
+
+
+class ProgressReader:
+    """How far runs are, from the ends of their logs; what has not changed is not read again."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, int], Progress | None]] = {}
+
+    def read(self, folder: Path) -> Progress | None:
+        """None: the run has said nothing yet."""
+        path = folder / LOG
+        try:
+            with path.open("rb") as stream:
+                status = os.fstat(stream.fileno())
+                signature = status.st_size, status.st_mtime_ns
+                if path in self._known and self._known[path][0] == signature:
+                    return self._known[path][1]
+                stream.seek(max(0, status.st_size - TAIL_BYTES))
+                content = stream.read()
+        except FileNotFoundError:
+            return None
+        found = _progress(list(_figures(content)))
+        self._known[path] = signature, found
+        return found
+
+
+def _progress(lines: list[Figures]) -> Progress | None:
+    if not lines:
+        return None
+    last = lines[-1]
+    values = next((line.values for line in reversed(lines) if line.kind == TRAIN), {})
+    return Progress(
+        step=last.step,
+        examples=last.examples,
+        examples_per_second=values.get("examples_per_s", 0.0),
+        loss=values.get("loss"),
+        time_s=last.time_s,
+    )
+
+
+def _figures(content: bytes) -> Iterator[Figures]:
+    for line in content.splitlines():
+        try:
+            said: dict[str, Any] = json.loads(line)
+            values = {name: float(value) for name, value in said.items() if _is_figure(name, value)}
+            yield Figures(
+                kind=str(said["kind"]),
+                step=int(said["step"]),
+                examples=int(said["examples"]),
+                time_s=float(said["time"]),
+                values=values,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut by a crash, or by where we began to read
+            continue
+
+
+def _is_figure(name: str, value: Any) -> bool:
+    return name not in _PLACE and isinstance(value, int | float)
