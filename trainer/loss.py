@@ -99,8 +99,7 @@ def _with_neighbors(condition: Condition, other: Condition) -> Condition:
 
 
 def _log_snr(spec: StageSpec, t: Tensor) -> Tensor:
-    values = log_snr(spec.schedule, t.detach().cpu().double().numpy())
-    return torch.from_numpy(values).to(t.device, torch.float32)
+    return log_snr(spec.schedule, t).float()  # where t lies: a step waits for no copy to the host
 
 
 def _rows(log_snr_t: Tensor) -> tuple[Tensor, Tensor]:

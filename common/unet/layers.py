@@ -14,7 +14,8 @@ class ChannelNorm(nn.Module):
     """Layer normalisation over the channels of each pixel (Ba et al. 2016), without a shift; x [B, C, H, W].
 
     It never looks across pixels, so a crop is normalised as the whole picture is. In channels-last memory the
-    permutation is free and the fused kernel runs.
+    permutation is free and the fused kernel runs; it sums in float32 whatever the input's type, so that autocast, which
+    would make and keep float32 copies of both sides, is turned off.
     """
 
     def __init__(self, width: int) -> None:
@@ -22,7 +23,9 @@ class ChannelNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.permute(0, 2, 3, 1), self.gain.shape, self.gain, None, 1e-6).permute(0, 3, 1, 2)
+        with torch.autocast(x.device.type, enabled=False):
+            gain = self.gain.to(x.dtype)
+            return F.layer_norm(x.permute(0, 2, 3, 1), gain.shape, gain, None, 1e-6).permute(0, 3, 1, 2)
 
 
 class NoiseEmbedding(nn.Module):
@@ -68,13 +71,13 @@ class ResidualBlock(nn.Module):
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # a cached tensor made in inference mode could not be used in training later
-def grid_places(height: int, width: int) -> Tensor:
-    """Places of a grid's cells [height * width, 2], (row, column).
+def grid_places(height: int, width: int, device: torch.device) -> Tensor:
+    """Places of a grid's cells [height * width, 2], (row, column); kept on the device, since a copy would be waited for.
 
     In canvas units (0 to 1), not in cells, so that a place means the same at every resolution.
     """
-    rows = (torch.arange(height) + 0.5) / height
-    columns = (torch.arange(width) + 0.5) / width
+    rows = (torch.arange(height, device=device) + 0.5) / height
+    columns = (torch.arange(width, device=device) + 0.5) / width
     return torch.stack([rows[:, None].expand(-1, width), columns[None].expand(height, -1)], -1).reshape(-1, 2)
 
 
@@ -87,9 +90,9 @@ def encode_places(places: Tensor, channels: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def grid_positions(height: int, width: int, channels: int) -> Tensor:
+def grid_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
     """Sinusoidal positions of a grid's cells [height * width, channels]."""
-    return encode_places(grid_places(height, width), channels)
+    return encode_places(grid_places(height, width, device), channels)
 
 
 class Attention(nn.Module):
@@ -146,7 +149,8 @@ class Attention(nn.Module):
                 query = query + self._positions((height, columns), query)
             else:
                 query = query + self.position(encode_places(places, width).to(query.dtype))
-        query = self._unit(self._split(query)) * self.temperature.exp()
+        query = self._unit(self._split(query))
+        query = query * self.temperature.exp().to(query.dtype)
         null_key = self._unit(self._split(self.null_key.expand(batch, 1, width)))
         null_value = self._split(self.null_value.expand(batch, 1, width))
         key, value = torch.cat([null_key, key], 2), torch.cat([null_value, value], 2)
@@ -158,8 +162,7 @@ class Attention(nn.Module):
 
     def _positions(self, grid: tuple[int, int], like: Tensor) -> Tensor:
         assert self.position is not None
-        positions = grid_positions(*grid, self.position.in_features)
-        return self.position(positions.to(like.device, like.dtype))
+        return self.position(grid_positions(*grid, self.position.in_features, like.device).to(like.dtype))
 
     def _split(self, tokens: Tensor) -> Tensor:
         batch, length, width = tokens.shape
@@ -167,4 +170,5 @@ class Attention(nn.Module):
 
     @staticmethod
     def _unit(heads: Tensor) -> Tensor:
-        return F.normalize(heads, dim=-1)
+        with torch.autocast(heads.device.type, enabled=False):  # as for ChannelNorm
+            return F.normalize(heads, dim=-1)

@@ -217,7 +217,7 @@ class UNet(nn.Module):
         if self.placement is None:
             return None
         zoom, shift = placement[:, None].chunk(2, -1)  # [B, 1, 2] each
-        centred = grid_places(*grid).to(placement.device) - 0.5
+        centred = grid_places(*grid, placement.device) - 0.5
         return (1 + zoom) * centred + 0.5 + shift
 
     def _encode_neighbors(self, pictures: Tensor, text: Tensor, text_mask: Tensor) -> tuple[KeysValues, ...]:

@@ -75,3 +75,11 @@ def test_alpha_sigma_are_on_the_circle_and_same_in_torch() -> None:
 def test_unknown_schedule_is_named() -> None:
     with pytest.raises(ValueError, match="schedule: 'sigmoid'"):
         log_snr("sigmoid", 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_torch_reads_the_same_schedule(kind: ScheduleKind) -> None:
+    t = np.linspace(0.0, 1.0, 101)
+    values = log_snr(kind, torch.from_numpy(t.astype(np.float32)))
+    assert values.dtype == torch.float64
+    np.testing.assert_allclose(values.numpy(), log_snr(kind, t.astype(np.float32)), rtol=1e-12, atol=1e-12)

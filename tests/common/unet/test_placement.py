@@ -12,6 +12,8 @@ from common.conditioning import keep
 from common.unet.layers import encode_places, grid_places, grid_positions
 from common.unet.reference import Copy, Laid, Placement, Reference, place_pictures
 
+CPU = torch.device("cpu")
+
 
 def conditioning(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name not in ("x_t", "log_snr")}
@@ -26,7 +28,7 @@ def test_it_begins_by_moving_nothing(base_config, make_unet, make_inputs) -> Non
     condition = unet.condition(**conditioning(inputs))
     assert (condition.placement == 0).all()
     places = unet._places(condition.placement, (4, 6))
-    torch.testing.assert_close(places, grid_places(4, 6).to(places.dtype).expand_as(places))
+    torch.testing.assert_close(places, grid_places(4, 6, CPU).to(places.dtype).expand_as(places))
 
 
 def test_zoom_and_shift_by_hand(base_config, make_unet) -> None:
@@ -36,7 +38,7 @@ def test_zoom_and_shift_by_hand(base_config, make_unet) -> None:
 
 
 def test_places_on_the_grid_are_the_grids_positions() -> None:
-    torch.testing.assert_close(encode_places(grid_places(3, 5), 16), grid_positions(3, 5, 16))
+    torch.testing.assert_close(encode_places(grid_places(3, 5, CPU), 16), grid_positions(3, 5, 16, CPU))
 
 
 def test_dropped_text_places_nothing(base_config, make_unet, make_inputs) -> None:

@@ -16,6 +16,8 @@ from common.unet.config import UNetConfig
 from common.unet.layers import grid_positions
 from common.unet.unet import UNet
 
+CPU = torch.device("cpu")
+
 EXACT: dict[str, float] = {"atol": 1e-10, "rtol": 1e-10}
 
 
@@ -280,9 +282,9 @@ def test_sampling_first_does_not_hinder_training_afterwards(base_config, make_un
 
 def test_a_place_means_the_same_at_every_resolution() -> None:
     """Positions are in canvas units: the middle of a 2 x 2 block of a fine grid is its coarse cell."""
-    torch.testing.assert_close(grid_positions(5, 5, 16)[12], grid_positions(15, 15, 16)[7 * 15 + 7])
-    torch.testing.assert_close(grid_positions(4, 8, 16)[0, :4], grid_positions(4, 2, 16)[0, :4])
-    assert torch.unique(grid_positions(8, 8, 16), dim=0).shape[0] == 64, "every place has its own"
+    torch.testing.assert_close(grid_positions(5, 5, 16, CPU)[12], grid_positions(15, 15, 16, CPU)[7 * 15 + 7])
+    torch.testing.assert_close(grid_positions(4, 8, 16, CPU)[0, :4], grid_positions(4, 2, 16, CPU)[0, :4])
+    assert torch.unique(grid_positions(8, 8, 16, CPU), dim=0).shape[0] == 64, "every place has its own"
 
 
 def test_low_res_is_refused_where_it_does_not_belong(
