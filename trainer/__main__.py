@@ -7,12 +7,9 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -20,18 +17,16 @@ from client.knowledge_base import RetrievalFailed
 from common.checkpoint import CheckpointError
 from common.corpus import CorpusError
 from common.service.command import run_command
-from common.stages import stage
 from common.text import TextEncoder, packaged_encoder
 from trainer.clip_command import add_clip_flags, fit_clip
-from trainer.crops import DRAWN_SIZE, prepare_crops
-from trainer.dataset import RENDER_SIZE, Prepared, Progress, open_prepared, prepare
-from trainer.fit import Schedule, Trainer, open_run
+from trainer.crops import prepare_crops
+from trainer.dataset import Prepared, Progress, open_prepared, prepare
+from trainer.fit import Trainer, open_run
+from trainer.fit_command import add_fit_flags, at_side, fit, open_source
 from trainer.knn_command import add_corpus_flags, add_knn_flags, ask_for_neighbors, make_corpus
 from trainer.knn_lookup import LookupFailed
-from trainer.look import look
 from trainer.presets import PRESETS, Preset, preset
 from trainer.publish import publish
-from trainer.sources import CropSource, NeighborSource, Source
 
 DATA = Path("runs/prepared")
 EXPECTED = (CorpusError, CheckpointError, ValueError, FileNotFoundError, LookupFailed, RetrievalFailed)
@@ -70,13 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.add_argument("--preset", choices=sorted(PRESETS), required=True)
         made.add_argument("--run", type=Path, help="folder of the run (default: runs/<preset>)")
         made.add_argument("--weights", type=Path, help="weights folder; fit publishes there at its end if given")
-    fitting.add_argument("--seconds", type=float, help="stop after so long; the run can be resumed")
-    fitting.add_argument("--examples", type=int, help="stop after so many examples in all")
-    fitting.add_argument("--evaluate-every", type=float, default=Schedule.evaluate_every_s, help="seconds")
-    fitting.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
-    fitting.add_argument("--side", type=int, help="train at this side, whatever the preset's curriculum says")
-    fitting.add_argument("--start-from", type=Path, help="weights folder that a new run starts from")
-    fitting.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    add_fit_flags(fitting)
     add_clip_flags(command("fit-clip", "train the dual encoder of the retrieval service", _fit_clip))
     flags = parser.parse_args(arguments)
     if "run" in flags and flags.run is None:
@@ -114,42 +103,15 @@ def _knn(flags: argparse.Namespace) -> None:
 def _fit(flags: argparse.Namespace) -> None:
     row = preset(flags.preset)
     if flags.side is not None:
-        row = _at_side(row, flags.side)
+        row = at_side(row, flags.side)
     if flags.dry_run:
         print(json.dumps(row.to_json(), indent=2))
         return
-    torch.set_num_threads(flags.threads)
-    trainer, prepared = _open(flags, row)
-    _write_description(flags.run, row, prepared)
-    _train(trainer, flags)
-    if flags.weights:
-        print(publish(trainer, flags.weights, prepared.fingerprint))
+    fit(flags, row, os.environ)
 
 
 def _fit_clip(flags: argparse.Namespace) -> None:
     fit_clip(flags, _progress())
-
-
-def _at_side(row: Preset, side: int) -> Preset:
-    if side < row.unet.granularity or side % row.unet.granularity or side > stage(row.stage).size:
-        raise ValueError(
-            f"--side: {side} is not a multiple of {row.unet.granularity} up to {stage(row.stage).size}, as {row.name} needs"
-        )
-    return replace(row, curriculum=((0, side),))
-
-
-def _train(trainer: Trainer, flags: argparse.Namespace) -> None:
-    started, first = time.monotonic(), trainer.state.examples
-    end = min(flags.examples or trainer.preset.total_examples, trainer.preset.total_examples)
-    with tqdm(desc=trainer.preset.name, total=end, initial=first, unit="ex", mininterval=2.0) as bar:
-
-        def show(examples: int, figures: dict[str, float]) -> None:
-            bar.update(examples - bar.n)
-            bar.set_postfix(loss=f"{figures['loss']:.4f}", refresh=False)
-            out_of_time = flags.seconds is not None and time.monotonic() - started > flags.seconds
-            trainer.stopping = trainer.stopping or out_of_time or examples >= end
-
-        trainer.run(Schedule(evaluate_every_s=flags.evaluate_every), show, look)
 
 
 def _publish(flags: argparse.Namespace) -> None:
@@ -166,33 +128,10 @@ def _publish(flags: argparse.Namespace) -> None:
 def _open(flags: argparse.Namespace, row: Preset) -> tuple[Trainer, Prepared]:
     prepared = open_prepared(flags.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer, skipped = open_run(row, _source(row, prepared), flags.run, device, getattr(flags, "start_from", None))
+    trainer, skipped = open_run(row, open_source(row, prepared), flags.run, device)
     for line in skipped:
         logging.warning("passed over: %s", line)
     return trainer, prepared
-
-
-def _source(row: Preset, prepared: Prepared) -> Source:
-    if row.unet.scale == 1:
-        return NeighborSource(prepared=prepared, preset=row)
-    spec = stage(row.stage)
-    if spec.size <= RENDER_SIZE:
-        pixels, owners = prepared.pictures[RENDER_SIZE], np.arange(len(prepared.keys))
-    else:
-        folder = prepared.folder / f"crops-{DRAWN_SIZE}"
-        pixels, owners = np.load(folder / "pixels.npy", mmap_mode="r"), np.load(folder / "owners.npy")
-    return CropSource(prepared=prepared, preset=row, spec=spec, pixels=pixels, owners=owners)
-
-
-def _write_description(run: Path, row: Preset, prepared: Prepared) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    described = {
-        "preset": row.to_json(),
-        "corpus_fingerprint": prepared.fingerprint,
-        "torch": torch.__version__,
-        "command": sys.argv[1:],
-    }
-    (run / "run.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,48 +2,73 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from common.checkpoint import load_stage
+from common.checkpoint import build_unet
 from common.stages import StageSpec, stage
+from common.unet.unet import UNet
 from trainer.batches import Batch, rng_of
-from trainer.loss import paired_losses, training_loss
+from trainer.distributed import ALONE, Ranks
+from trainer.loader import Loader, share_of
+from trainer.loss import paired_losses
 from trainer.presets import Preset
+from trainer.run_folder import append_line, held
+from trainer.snapshots import save_snapshot, snapshot_every
 from trainer.sources import Source
-from trainer.state import RunState, begin_from_weights, resume, save_state
+from trainer.state import RunState, resume, save_state, uses_bfloat16
+from trainer.warm_start import WarmStart, begin_from
+from trainer.watchdog import LED, Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How often, in seconds, the loop turns aside from training.
+    """How often the loop turns aside from training, in seconds; or in steps, which a resumed run meets again.
 
     Attributes:
         log_every_s: a line of `log.jsonl`.
         evaluate_every_s: held-out losses, sample grids and plots.
         save_every_s: the run's state.
+        evaluate_every_steps, save_every_steps: the same by steps, besides; 0: never.
     """
 
     log_every_s: float = 15.0
     evaluate_every_s: float = 600.0
     save_every_s: float = 240.0
+    evaluate_every_steps: int = 0
+    save_every_steps: int = 0
+
+
+class Recorder(Protocol):
+    """Hears what happens in a run, on its first rank."""
+
+    def stepped(self, figures: dict[str, float], examples: int) -> None: ...
+
+    def logged(self, line: dict[str, Any]) -> None: ...
+
+    def saved(self, seconds: float) -> None: ...
+
+    def pictured(self, name: str, picture: np.ndarray, step: int) -> None: ...
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """One run of one preset in one folder."""
+    """One run of one preset in one folder, on one of its ranks.
+
+    Attributes:
+        warm_start: what a new run took over from other weights.
+        stopping: the run ends after this step.
+    """
 
     preset: Preset
     spec: StageSpec
@@ -51,48 +76,69 @@ class Trainer:
     folder: Path
     device: torch.device
     state: RunState
+    loader: Loader = field(default_factory=Loader)
+    recorders: Sequence[Recorder] = ()
+    watchdog: Watchdog | None = None
+    warm_start: WarmStart | None = None
     stopping: bool = False
+    _whole: UNet | None = None
+    _saved_step: int = -1
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.state.ranks
 
     def batches(self) -> Generator[Batch, None, None]:
-        """Batches from the run's position on, each made while the step before it runs."""
-        with ThreadPoolExecutor(1) as pool:
-            step, examples = self.state.step, self.state.examples
-            coming = pool.submit(self.draw, step, examples)
-            while True:
-                batch = coming.result()
-                step, examples = step + 1, examples + self.preset.batch
-                coming = pool.submit(self.draw, step, examples)
-                yield batch
+        """This rank's shares of the batches from the run's position on, drawn while the steps before them run."""
+        return self.loader.batches(self.draw, self.state.step, self.state.examples, self.preset.batch)
 
     def draw(self, step: int, examples: int) -> Batch:
-        """The batch of a step."""
-        return self.source.batch(rng_of(self.preset.seed, step), self.preset.side(examples))
+        """This rank's share of the batch of a step, which is the same whatever the number of ranks."""
+        whole = self.source.batch(rng_of(self.preset.seed, step), self.preset.side(examples))
+        return whole if self.ranks.world == 1 else share_of(whole, self.ranks.rank, self.ranks.world)
 
     def learn(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step; a step whose gradient is not finite changes nothing and says so."""
+        """One optimizer step; a step whose gradient is not finite changes nothing on any rank, and says so."""
         state, preset = self.state, self.preset
         rate = preset.learning_rate * min(1.0, (state.step + 1) / preset.warmup_steps)
         rate *= math.sqrt(min(1.0, preset.decay_examples / max(state.examples, 1)))
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = training_loss(state.unet, self.spec, batch.to(self.device))
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(state.unet.parameters(), preset.clip_norm)
-        finite = bool(torch.isfinite(norm))
-        if finite:
+        share = self._backward(batch)
+        clipped = torch.nn.utils.clip_grad_norm_(state.unet.parameters(), preset.clip_norm)
+        norm = float(self.ranks.full(clipped))
+        self._at("end")
+        loss, broken = self.ranks.sums([float(share), float(not math.isfinite(norm))])
+        if not broken:
             state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.examples += preset.batch
-        if finite:
-            state.update_average(preset.ema_decay)
-        return {
-            "loss": float(loss.detach()),
-            "gradient_norm": float(norm),
-            "learning_rate": rate,
-            "skipped": float(not finite),
-        }
+        if not broken:
+            state.update_averages(preset)
+        return {"loss": loss, "gradient_norm": norm, "learning_rate": rate, "skipped": float(broken > 0)}
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Gradients of the whole step's mean loss; gives what this rank's examples add to it."""
+        ranks, parts = self.ranks, self.preset.accumulation
+        total = torch.zeros((), device=self.device)
+        for i in range(parts):
+            part = share_of(batch, i, parts) if parts > 1 else batch
+            part = part.to(self.device)
+            weight = part.x0.shape[0] / self.preset.batch
+            last = i == parts - 1
+            with nullcontext() if last else ranks.without_exchange(self.state.objective):
+                self._at("forward")
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bfloat16(self.preset, self.device)):
+                    loss = self.state.objective(part)
+                self._at("backward")
+                (loss * (weight * ranks.world)).backward()  # the exchange takes the mean over the ranks
+            total += loss.detach() * weight
+        return total
+
+    def _at(self, phase: str) -> None:
+        if self.watchdog is not None:
+            self.watchdog.at(self.state.step + 1, phase)
 
     def held_out_losses(self, num_batches: int = 4) -> dict[str, float]:
         """Paired losses of the averaged weights on held-out pairs, the same draws every time."""
@@ -101,12 +147,40 @@ class Trainer:
         with self.averaged() as unet:
             return paired_losses(unet, self.spec, batches)
 
-    def averaged(self) -> _Swapped:
+    def averaged(self) -> AbstractContextManager[UNet]:
         """The U-Net with its averaged weights, for the length of a `with` block."""
-        return _Swapped(self.state)
+        return _Swapped(self.state) if self._whole is None else nullcontext(self._whole)
+
+    def average_weights(self) -> dict[str, Tensor]:
+        """The average that is published, whole; all ranks together."""
+        return {name: self.ranks.full(tensor) for name, tensor in self.state.average.items()}
 
     def save(self) -> Path:
-        return save_state(self.folder, self.state, self.preset)
+        """Save the state; all ranks together."""
+        self._at(LED)
+        began = time.perf_counter()
+        path = save_state(self.folder, self.state, self.preset)
+        self._saved_step = self.state.step
+        for recorder in self.recorders:
+            recorder.saved(time.perf_counter() - began)
+        return path
+
+    def evaluate(self, look: Callable[[Trainer], None]) -> None:
+        """Held-out losses, then `look`, on the first rank while the others wait; all ranks together."""
+        self._at(LED)
+        if self.ranks.parallel == "fsdp2":
+            weights = self.average_weights()
+            if self.ranks.leads:
+                self._whole = build_unet(self.preset.unet, weights, self.folder).eval()
+
+        def body() -> None:
+            self.log({"kind": "held_out"} | self.held_out_losses())
+            look(self)
+
+        try:
+            self.ranks.led(body)
+        finally:
+            self._whole = None
 
     def run(
         self, schedule: Schedule, show: Callable[[int, dict[str, float]], None], look: Callable[[Trainer], None]
@@ -115,54 +189,88 @@ class Trainer:
 
         Args:
             schedule: how often to log, evaluate and save.
-            show: called after each step with (examples, figures), for a progress bar.
+            show: called after each step with (examples, figures), for a progress bar; it may set `stopping`.
             look: called at each evaluation, writes pictures and plots.
 
         Raises:
-            ValueError: another process trains in this folder.
+            ValueError: another process trains in this folder, or a batch has too few neighbor sets for the ranks.
+            OSError: the disk is full; the last state that was saved is whole.
         """
-        with self._alone(), self._until_asked_to_stop():
+        if self.ranks.world * self.preset.accumulation > self.preset.groups:
+            raise ValueError(
+                f"preset.groups: {self.preset.groups} neighbor sets a step are fewer than "
+                f"{self.ranks.world} ranks x {self.preset.accumulation} parts"
+            )
+        watching = self.watchdog.watching() if self.watchdog is not None else nullcontext()
+        with self._alone(), self._until_asked_to_stop(), watching:
             self._loop(schedule, show, look)
-            self.save()
-            self.log({"kind": "held_out"} | self.held_out_losses())
-            look(self)
+            if self._saved_step != self.state.step:
+                self.save()
+            self.evaluate(look)
 
     def _loop(
         self, schedule: Schedule, show: Callable[[int, dict[str, float]], None], look: Callable[[Trainer], None]
     ) -> None:
-        last = dict.fromkeys(("log", "evaluate", "save"), time.monotonic())
+        clock = _Clock(schedule)
         window: list[dict[str, float]] = []
         with closing(self.batches()) as batches:
             while self.state.examples < self.preset.total_examples and not self.stopping:
-                waiting = time.perf_counter()
+                began = time.perf_counter()
+                self._at("batch")
                 batch = next(batches)
-                waited = time.perf_counter() - waiting
-                figures = self.learn(batch) | {"data_wait_s": waited}
+                waited = time.perf_counter() - began
+                figures = self.learn(batch)
+                figures |= {"data_wait_s": waited, "step_s": time.perf_counter() - began}
                 window.append(figures)
-                show(self.state.examples, figures)
-                now = time.monotonic()
-                if now - last["log"] >= schedule.log_every_s:
-                    rate = len(window) * self.preset.batch / (now - last["log"])
-                    self.log({"kind": "train", "examples_per_s": rate} | _mean(window))
-                    window, last["log"] = [], now
-                if now - last["evaluate"] >= schedule.evaluate_every_s:
-                    self.log({"kind": "held_out"} | self.held_out_losses())
-                    look(self)
-                    last["evaluate"] = last["log"] = time.monotonic()
+                if self.ranks.leads:
+                    self._tell(figures, show)
+                evaluating, saving = self._agree(clock)
+                if clock.due("log"):
+                    self._log_window(window, clock.restart("log"))
                     window = []
-                if now - last["save"] >= schedule.save_every_s:
+                if self.preset.ema == "post-hoc" and self.state.step % snapshot_every(self.preset) == 0:
+                    self._at(LED)
+                    save_snapshot(self.folder, self.state, self.preset)
+                if evaluating:
+                    self.evaluate(look)
+                    clock.restart("evaluate")
+                    clock.restart("log")
+                    window = []
+                if saving:
                     self.save()
-                    last["save"] = time.monotonic()
+                    clock.restart("save")
+
+    def _tell(self, figures: dict[str, float], show: Callable[[int, dict[str, float]], None]) -> None:
+        for recorder in self.recorders:
+            recorder.stepped(figures, self.preset.batch)
+        show(self.state.examples, figures)
+
+    def _agree(self, clock: _Clock) -> tuple[bool, bool]:
+        """Whether to evaluate and to save now, as the first rank's clock says; and whether any rank was asked to stop."""
+        leads, step = self.ranks.leads, self.state.step
+        stop, evaluate, save = self.ranks.sums(
+            [
+                float(self.stopping),
+                float(leads and clock.due("evaluate", step)),
+                float(leads and clock.due("save", step)),
+            ]
+        )
+        self.stopping = stop > 0
+        return evaluate > 0, save > 0
+
+    def _log_window(self, window: list[dict[str, float]], seconds: float) -> None:
+        if self.ranks.leads:
+            rate = len(window) * self.preset.batch / seconds
+            self.log({"kind": "train", "examples_per_s": rate} | _mean(window))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the run folder: two writers would overwrite each other's states."""
-        with (self.folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"run: {self.folder} is being trained by another process") from None
+        lock = self.ranks.led(lambda: held(self.folder))
+        try:
             yield
+        finally:
+            if lock is not None:
+                lock.close()
 
     @contextmanager
     def _until_asked_to_stop(self) -> Iterator[None]:
@@ -176,21 +284,51 @@ class Trainer:
                 signal.signal(number, handler)
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append a line to the run's `log.jsonl`."""
+        """Append a line to the run's `log.jsonl`, and tell the recorders."""
         line = {
             "step": self.state.step,
             "examples": self.state.examples,
             "side": self.preset.side(self.state.examples),
         } | line
-        with (self.folder / "log.jsonl").open("a") as stream:
-            stream.write(json.dumps({"time": round(time.time(), 1)} | line) + "\n")
+        append_line(self.folder, line)
+        for recorder in self.recorders:
+            recorder.logged(line)
+
+    def picture(self, name: str, pixels: np.ndarray) -> None:
+        """Tell the recorders of a picture uint8 [H, W, 3]."""
+        for recorder in self.recorders:
+            recorder.pictured(name, pixels, self.state.step)
+
+
+class _Clock:
+    """When the loop last turned aside, by task."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._seconds = {
+            "log": schedule.log_every_s,
+            "evaluate": schedule.evaluate_every_s,
+            "save": schedule.save_every_s,
+        }
+        self._steps = {"evaluate": schedule.evaluate_every_steps, "save": schedule.save_every_steps}
+        self._last = dict.fromkeys(self._seconds, time.monotonic())
+
+    def due(self, task: str, step: int = 0) -> bool:
+        """Whether it is time for `task`; `step` counts for tasks that come by steps."""
+        by_steps = self._steps.get(task, 0)
+        return time.monotonic() - self._last[task] >= self._seconds[task] or (by_steps > 0 and step % by_steps == 0)
+
+    def restart(self, task: str) -> float:
+        """Seconds since `task` was last done; it counts from now on."""
+        now = time.monotonic()
+        since, self._last[task] = now - self._last[task], now
+        return since
 
 
 class _Swapped:
     def __init__(self, state: RunState) -> None:
         self.state = state
 
-    def __enter__(self):
+    def __enter__(self) -> UNet:
         unet = self.state.unet
         self.kept = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
         unet.load_state_dict(self.state.average)
@@ -206,17 +344,23 @@ def _mean(window: list[dict[str, float]]) -> dict[str, float]:
 
 
 def open_run(
-    preset: Preset, source: Source, folder: Path, device: torch.device, start_from: Path | None = None
+    preset: Preset,
+    source: Source,
+    folder: Path,
+    device: torch.device,
+    start_from: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Trainer, list[str]]:
     """Open a run folder, resuming what is there; also a line for each damaged state that was passed over.
 
     Args:
-        start_from: a weights folder whose stage a new run starts from, None: from the preset's seed. A run that has a
-            state of its own goes on from that.
+        start_from: what a new run starts from (see `trainer.warm_start`), None: from the preset's seed. A run that has
+            a state of its own goes on from that.
+        ranks: over which the run is laid; all of them open it together.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    state, skipped = resume(folder, preset, device)
+    ranks.led(lambda: folder.mkdir(parents=True, exist_ok=True))
+    state, skipped = resume(folder, preset, device, ranks)
     trainer = Trainer(preset=preset, spec=stage(preset.stage), source=source, folder=folder, device=device, state=state)
     if start_from is not None and not state.step:
-        begin_from_weights(state, load_stage(start_from, preset.stage, device=str(device)))
+        trainer.warm_start = begin_from(state, preset, start_from)
     return trainer, skipped

@@ -26,7 +26,9 @@ STEPS = 24
 
 def look(trainer: Trainer) -> None:
     """Write `samples-<examples>.png`, `samples.png` (the newest) and `losses.png` to the run's folder."""
-    sheet = encode_png(_samples(trainer))
+    pixels = _samples(trainer)
+    trainer.picture("samples", pixels)
+    sheet = encode_png(pixels)
     write_atomic(trainer.folder / f"samples-{trainer.state.examples:09d}.png", sheet)
     write_atomic(trainer.folder / "samples.png", sheet)
     plot_losses(trainer.folder)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from common.checkpoint import publish_stage
 from trainer.fit import Trainer
@@ -13,23 +15,32 @@ from trainer.look import read_log
 from trainer.parity import check_parity
 
 
-def publish(trainer: Trainer, weights: Path, fingerprint: str, *, dtype: torch.dtype = torch.float16) -> Path:
+def publish(
+    trainer: Trainer,
+    weights: Path,
+    fingerprint: str,
+    *,
+    dtype: torch.dtype = torch.float16,
+    average: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write the run's averaged weights as its stage's file in `weights`; returns the path.
 
     Args:
         dtype: of the numbers in the file, float16 or bfloat16.
+        average: the weights, whole; None: the run's average, as it lies on one rank.
 
     Raises:
         CheckpointError: rounded to it, the weights predict something else; what was published before stays.
     """
     state, preset = trainer.state, trainer.preset
+    average = average if average is not None else state.average
     held_out: dict[str, Any] = next((e for e in reversed(read_log(trainer.folder)) if e["kind"] == "held_out"), {})
     trained = {
         "preset": preset.name,
         "step": state.step,
         "examples": state.examples,
         "corpus_fingerprint": fingerprint,
-        "rounding_error": check_parity(preset.unet, state.average, dtype),
+        "rounding_error": check_parity(preset.unet, average, dtype),
         "held_out_loss": {k: v for k, v in held_out.items() if isinstance(v, float) and k != "time"},
     }
-    return publish_stage(weights, preset.stage, preset.unet, state.average, trained, dtype=dtype)
+    return publish_stage(weights, preset.stage, preset.unet, average, trained, dtype=dtype)

@@ -1,158 +1,237 @@
-"""A run's state: weights, their average, the optimizer, the position. Saved so that a resumed run is the same run."""
+"""A run's state: weights, their averages, the optimizer, the position. Saved so that a resumed run is the same run.
+
+On disk a state is one safetensors file of whole tensors, whatever the number of ranks that wrote it: any number reads it.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.checkpoint import CheckpointError, StageWeights
-from common.files import write_atomic
+from common.checkpoint import CheckpointError
+from common.stages import stage
+from common.unet.config import UNetConfig
 from common.unet.unet import UNet
+from trainer.distributed import ALONE, Ranks, own, remember_less
+from trainer.ema import classic_share, power_share
+from trainer.optimizers import begin, optimizer_of
 from trainer.presets import Preset
+from trainer.state_file import DamagedStateError, read_tensors, write_tensors
 
 KEPT = 2  # states of a run kept on disk: a damaged last one falls back to the one before
 
 
-class DamagedStateError(CheckpointError):
-    """A state was cut, altered, or is none; the one before it may be whole."""
-
-
 @dataclass(kw_only=True)
 class RunState:
-    """Everything that a step changes."""
+    """Everything that a step changes.
+
+    Attributes:
+        unet: its weights, or this rank's slices of them.
+        objective: the training loss over `unet`, as its ranks compute it.
+        averages: averages of the weights by name (see `average_names`), each by the weight's name.
+        optimizer: of the weights.
+        step, examples: taken so far.
+        ranks: over which all of this is laid.
+    """
 
     unet: UNet
-    average: dict[str, Tensor]
-    optimizer: torch.optim.Adam
+    objective: nn.Module
+    averages: dict[str, dict[str, Tensor]]
+    optimizer: torch.optim.Optimizer
     step: int
     examples: int
+    ranks: Ranks = ALONE
 
-    def update_average(self, decay: float) -> None:
-        """Move the averaged weights towards the weights; early steps count more (decay warms up)."""
-        share = 1.0 - min(decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            weights = self.unet.state_dict()
-            for name, average in self.average.items():
-                average.lerp_(weights[name], share)
+    @property
+    def average(self) -> dict[str, Tensor]:
+        """The average that is shown and published."""
+        return next(iter(self.averages.values()))
+
+    @torch.no_grad()
+    def update_averages(self, preset: Preset) -> None:
+        """Move the averages towards the weights of this step."""
+        weights = self.unet.state_dict()
+        for name, average in self.averages.items():
+            share = _share(name, preset, self.step)
+            for weight, tensor in average.items():
+                own(tensor).lerp_(own(weights[weight]), share)
 
 
-def new_state(preset: Preset, device: torch.device) -> RunState:
-    """A run at its beginning; the initial weights come from the preset's seed."""
+def average_names(preset: Preset) -> dict[str, float | None]:
+    """Name of each average that a run keeps, as states and snapshots call it, and its relative length."""
+    if preset.ema == "classic":
+        return {"average": None}
+    return {f"average-{length:g}": length for length in preset.ema_lengths}
+
+
+def _share(name: str, preset: Preset, step: int) -> float:
+    length = average_names(preset)[name]
+    return classic_share(step, preset.ema_decay) if length is None else power_share(step, length)
+
+
+def uses_bfloat16(preset: Preset, device: torch.device) -> bool:
+    """Whether passes run in bfloat16 under autocast."""
+    return preset.precision == "bfloat16" or (preset.precision == "auto" and device.type == "cuda")
+
+
+def new_state(preset: Preset, device: torch.device, ranks: Ranks = ALONE) -> RunState:
+    """A run at its beginning; the initial weights come from the preset's seed, the same on all ranks."""
     torch.manual_seed(preset.seed)
-    unet = UNet(preset.unet).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    average = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    return RunState(unet=unet, average=average, optimizer=_optimizer(unet, preset), step=0, examples=0)
-
-
-def _optimizer(unet: UNet, preset: Preset) -> torch.optim.Adam:
-    return torch.optim.Adam(unet.parameters(), lr=preset.learning_rate, betas=(0.9, 0.99), fused=True)
+    unet = UNet(preset.unet)
+    if ranks.parallel != "fsdp2":  # which slices weights on the host, and only as they lie by default
+        unet = unet.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if preset.activation_checkpointing:
+        remember_less(unet)
+    objective = ranks.lay(unet, stage(preset.stage), device, bfloat16=uses_bfloat16(preset, device))
+    averages = {n: {k: t.detach().clone() for k, t in unet.state_dict().items()} for n in average_names(preset)}
+    optimizer = optimizer_of(unet, preset)
+    return RunState(
+        unet=unet, objective=objective, averages=averages, optimizer=optimizer, step=0, examples=0, ranks=ranks
+    )
 
 
 def save_state(folder: Path, state: RunState, preset: Preset) -> Path:
-    """Write the state atomically, then drop all but the newest KEPT."""
+    """Write the state atomically, then drop all but the newest KEPT; all ranks together, the first writes.
+
+    Raises:
+        OSError: the disk is full; the states that were there are as they were.
+    """
     tensors: dict[str, Tensor] = {}
-    for name, tensor in state.unet.state_dict().items():
-        tensors[f"weights/{name}"] = tensor.contiguous()
-    for name, tensor in state.average.items():
-        tensors[f"average/{name}"] = tensor.contiguous()
-    for name, parameter in state.unet.named_parameters():
-        for kind, tensor in state.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{kind}/{name}"] = tensor.contiguous()
-    on_host = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    for name, tensor in _parts(state).items():
+        whole = state.ranks.full(tensor)
+        if state.ranks.leads:
+            tensors[name] = whole.detach().cpu().contiguous()
     header = {"step": str(state.step), "examples": str(state.examples), "preset": json.dumps(preset.to_json())}
-    header["sha256"] = _digest(on_host)
     path = folder / f"state-{state.step:08d}.safetensors"
-    write_atomic(path, save(on_host, metadata=header))
-    states = sorted(folder.glob("state-*.safetensors"))
-    for old in states[: max(0, states.index(path) + 1 - KEPT)]:
-        old.unlink()
+    state.ranks.led(partial(_write, path, tensors, header))
     return path
 
 
-def load_state(path: Path, preset: Preset, device: torch.device) -> RunState:
-    """Read a state that `save_state` wrote.
+def _parts(state: RunState) -> dict[str, Tensor]:
+    """All tensors of a state, by the names that they have on disk."""
+    tensors = {f"weights/{name}": tensor for name, tensor in state.unet.state_dict().items()}
+    for average, found in state.averages.items():
+        tensors |= {f"{average}/{name}": tensor for name, tensor in found.items()}
+    for name, parameter in state.unet.named_parameters():
+        kinds = state.optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer/{kind}/{name}": tensor for kind, tensor in kinds.items()}
+    return tensors
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    write_tensors(path, tensors, header)
+    states = sorted(path.parent.glob("state-*.safetensors"))
+    for old in states[: max(0, states.index(path) + 1 - KEPT)]:
+        old.unlink()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedState:
+    """What a state's file holds; on ranks other than the first without its tensors."""
+
+    path: Path
+    step: int
+    examples: int
+    names: list[str]
+    tensors: dict[str, Tensor]
+
+
+def read_state(path: Path, preset: Preset) -> SavedState:
+    """Read a file that `save_state` wrote.
 
     Raises:
         DamagedStateError: the file is damaged.
-        CheckpointError: it is of another architecture.
+        CheckpointError: it is of another architecture, optimizer or average.
     """
+    tensors, header = read_tensors(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         saved: dict[str, Any] = json.loads(header["preset"])
         architecture, step, examples = saved["unet"], int(header["step"]), int(header["examples"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise DamagedStateError(f"state: {path} cannot be read ({error!r})") from None
-    if "sha256" in header and header["sha256"] != _digest(tensors):  # states of before it was written have none
-        raise DamagedStateError(f"state: {path} is altered")
-    if architecture != json.loads(json.dumps(preset.unet.to_json())):
-        raise CheckpointError(f"state: {path} was trained with another architecture than preset {preset.name!r}")
-    state = new_state(preset, device)
-    weights, average = _part(tensors, "weights/"), _part(tensors, "average/")
-    if not set(weights) == set(average) == set(state.average):
+    _check_kind(path, preset, saved, architecture)
+    weights, averages = _named(tensors, "weights"), list(average_names(preset))
+    if not weights or any(_named(tensors, average) != weights for average in averages):
         raise DamagedStateError(f"state: {path} lacks weights or their average")
-    state.unet.load_state_dict(weights, strict=True)
-    for name, tensor in average.items():
-        state.average[name].copy_(tensor)
+    return SavedState(path=path, step=step, examples=examples, names=sorted(tensors), tensors=tensors)
+
+
+def _check_kind(path: Path, preset: Preset, saved: dict[str, Any], architecture: dict[str, Any]) -> None:
+    try:
+        same = UNetConfig.from_json(architecture) == preset.unet
+    except ValueError:
+        same = False
+    if not same:
+        raise CheckpointError(f"state: {path} was trained with another architecture than preset {preset.name!r}")
+    for field, before in (("optimizer", "adam"), ("ema", "classic"), ("ema_lengths", [])):
+        mine = json.loads(json.dumps(getattr(preset, field)))
+        if saved.get(field, before) != mine:
+            raise CheckpointError(
+                f"state: {path} was trained with {field} {saved.get(field, before)!r}, preset {preset.name!r} says {mine!r}"
+            )
+
+
+def _named(tensors: dict[str, Tensor], part: str) -> set[str]:
+    return {name.removeprefix(f"{part}/") for name in tensors if name.startswith(f"{part}/")}
+
+
+def load_state(path: Path, preset: Preset, device: torch.device, ranks: Ranks = ALONE) -> RunState:
+    """A run as the file at `path` has it; all ranks together, the first reads.
+
+    Raises:
+        DamagedStateError: the file is damaged.
+        CheckpointError: it is of another architecture, optimizer or average.
+    """
+    return _state_of(ranks.led(partial(read_state, path, preset)), preset, device, ranks)
+
+
+def _state_of(saved: SavedState | None, preset: Preset, device: torch.device, ranks: Ranks) -> RunState:
+    """Hand out what the first rank has read."""
+    contents = json.loads(ranks.told(json.dumps(_contents(saved))))
+    state = new_state(preset, device, ranks)
+    state.step, state.examples = contents["step"], contents["examples"]
+    with_state = {name.split("/", 2)[2] for name in contents["names"] if name.startswith("optimizer/")}
     for name, parameter in state.unet.named_parameters():
-        kinds = {
-            k.split("/")[1]: t for k, t in tensors.items() if k.startswith("optimizer/") and k.split("/", 2)[2] == name
-        }
-        if kinds:
-            # Adam keeps its step count on the host. Its fused step walks memory in the parameter's own order
-            # (channels last), so the moments must lie in memory as the parameter does.
-            state.optimizer.state[parameter] = {
-                k: t if k == "step" else torch.empty_like(parameter, requires_grad=False).copy_(t)
-                for k, t in kinds.items()
-            }
-    state.step, state.examples = step, examples
+        if name in with_state:
+            state.optimizer.state[parameter] = begin(state.optimizer, parameter)
+    targets = _parts(state)
+    if set(targets) != set(contents["names"]):
+        strange = sorted(set(targets) ^ set(contents["names"]))[:3]
+        raise CheckpointError(f"state: {contents['path']} lacks or adds tensors: {strange}")
+    for name in contents["names"]:
+        ranks.hand_out(targets[name], saved.tensors[name] if saved is not None else None)
     return state
 
 
-def begin_from_weights(state: RunState, published: StageWeights) -> None:
-    """Put published weights into a new run, which then counts on from the step and the examples that they had seen.
+def _contents(saved: SavedState | None) -> dict[str, Any]:
+    if saved is None:
+        return {}
+    return {"path": str(saved.path), "step": saved.step, "examples": saved.examples, "names": saved.names}
 
-    The optimizer starts afresh: its moments are not published.
 
-    Raises:
-        CheckpointError: the weights are of another architecture.
+def resume(folder: Path, preset: Preset, device: torch.device, ranks: Ranks = ALONE) -> tuple[RunState, list[str]]:
+    """The newest readable state of a run folder, or a new one; and a line for each state that could not be read.
+
+    All ranks together: the first decides which it is.
     """
-    if published.unet.config != state.unet.config:
-        raise CheckpointError("weights: the published stage has another architecture than the preset")
-    weights = {name: tensor.float() for name, tensor in published.unet.state_dict().items()}
-    state.unet.load_state_dict(weights, strict=True)
-    state.average = {name: tensor.clone() for name, tensor in state.unet.state_dict().items()}
-    state.step, state.examples = int(published.trained["step"]), int(published.trained["examples"])
+    skipped: list[str] = []
+    saved = ranks.led(partial(_newest, folder, preset, skipped))
+    found = ranks.told("found" if saved is not None else "")
+    state = _state_of(saved, preset, device, ranks) if found else new_state(preset, device, ranks)
+    return state, skipped
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def resume(folder: Path, preset: Preset, device: torch.device) -> tuple[RunState, list[str]]:
-    """The newest readable state of a run folder, or a new one; and a line for each state that could not be read."""
-    skipped = []
+def _newest(folder: Path, preset: Preset, skipped: list[str]) -> SavedState | None:
     for path in sorted(folder.glob("state-*.safetensors"), reverse=True):
         try:
-            return load_state(path, preset, device), skipped
+            return read_state(path, preset)
         except DamagedStateError as error:
             path.rename(path.with_suffix(".damaged"))  # out of the way of the states that are saved from now on
             skipped.append(str(error))
-    return new_state(preset, device), skipped
+    return None

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from common.checkpoint import CheckpointError, publish_stage
+from common.checkpoint import CheckpointError, load_stage, publish_stage
 from trainer.__main__ import main
 from trainer.dataset import Prepared
 from trainer.fit import Schedule, open_run
 from trainer.presets import Preset
 from trainer.sources import NeighborSource
 from trainer.state import new_state
+from trainer.state_file import write_tensors
 
 CPU = torch.device("cpu")
 
@@ -46,13 +49,59 @@ def test_a_run_with_a_state_goes_on_from_that(prepared: Prepared, tiny: Preset, 
     assert again.state.step == 1
 
 
-def test_weights_of_another_architecture_are_refused(
-    prepared: Prepared, tiny: Preset, tiny_256: Preset, tmp_path: Path
+def test_weights_of_another_architecture_are_taken_over_where_they_fit(
+    prepared: Prepared, tiny: Preset, tmp_path: Path
 ) -> None:
-    state = new_state(tiny_256, CPU)
-    publish_stage(tmp_path, 64, tiny_256.unet, state.unet.state_dict(), {"step": 1, "examples": 1})
-    with pytest.raises(CheckpointError, match="another architecture"):
+    """Each weight is listed as loaded, new, of another shape, or not used; the run counts from 0."""
+    theirs = replace(tiny, unet=replace(tiny.unet, widths=(16, 40), blocks=(2, 1), placement=False))
+    publish(tmp_path / "weights", theirs)
+    source = NeighborSource(prepared=prepared, preset=tiny)
+    trainer, _ = open_run(tiny, source, tmp_path / "run", CPU, start_from=tmp_path / "weights")
+    found = trainer.warm_start
+    assert found is not None and (trainer.state.step, trainer.state.examples) == (found.step, found.examples) == (0, 0)
+    assert found.reshaped["dstack.levels.1.residual.0.conv_in.weight"] == [[40, 40, 3, 3], [32, 32, 3, 3]]
+    assert "reference.conv_in.weight" in found.new
+    assert "dstack.levels.0.residual.1.conv_in.weight" in found.unused
+    assert "dstack.levels.0.residual.0.conv_in.weight" in found.loaded
+    mine, fresh = trainer.state.unet.state_dict(), new_state(tiny, CPU).unet.state_dict()
+    assert {*found.loaded, *found.new, *found.reshaped} == set(mine)
+    there = load_stage(tmp_path / "weights", tiny.stage).unet.state_dict()
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, (there if name in found.loaded else fresh)[name])
+        assert torch.equal(trainer.state.average[name], tensor)
+    said = "\n".join(found.lines())
+    assert all(name in said for name in (*found.new, *found.reshaped, *found.unused))
+    assert str(tmp_path / "weights" / "unet_64.safetensors") in said
+
+
+def test_weights_of_which_none_fits_are_refused(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
+    state = new_state(tiny, CPU)
+    strange = {f"other.{name}": tensor.contiguous() for name, tensor in state.average.items()}
+    write_tensors(
+        tmp_path / "state-1.safetensors",
+        {f"average/{n}": t for n, t in strange.items()},
+        {
+            "preset": json.dumps(tiny.to_json()),
+            "step": "1",
+            "examples": "8",
+        },
+    )
+    with pytest.raises(CheckpointError, match="no weight of"):
         open_run(tiny, NeighborSource(prepared=prepared, preset=tiny), tmp_path / "run", CPU, start_from=tmp_path)
+
+
+def test_a_new_run_starts_from_another_runs_average(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
+    """The newest state that is whole, by the name of its folder or its own."""
+    source = NeighborSource(prepared=prepared, preset=tiny)
+    first, _ = open_run(tiny, source, tmp_path / "first", CPU)
+    for step in range(2):
+        first.learn(first.draw(step, step * tiny.batch))
+    path = first.save()
+    (tmp_path / "first" / "state-00000009.safetensors").write_bytes(path.read_bytes()[:500])
+    for place in (tmp_path / "first", path):
+        begun, _ = open_run(tiny, source, tmp_path / f"from-{place.name}", CPU, start_from=place)
+        assert (begun.state.step, begun.state.examples) == (2, 2 * tiny.batch)
+        assert all(torch.equal(t, first.state.average[n]) for n, t in begun.state.unet.state_dict().items())
 
 
 def test_two_processes_do_not_train_in_one_folder(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from common.checkpoint import CheckpointError
-from trainer.presets import Preset
+from trainer.presets import Preset, preset
 from trainer.state import KEPT, RunState, load_state, new_state, resume, save_state
 
 CPU = torch.device("cpu")
+AVERAGED = preset("tiny-64")
 
 
 def moved(state: RunState, steps: int = 1) -> RunState:
@@ -25,7 +26,7 @@ def moved(state: RunState, steps: int = 1) -> RunState:
         state.optimizer.step()
         state.step += 1
         state.examples += 8
-        state.update_average(0.999)
+        state.update_averages(AVERAGED)
     return state
 
 
@@ -76,7 +77,7 @@ def test_the_average_follows_the_weights(tiny: Preset) -> None:
     torch.testing.assert_close(state.average["stem.weight"], expected)
     state.step = 10**6
     before = state.average["stem.weight"].clone()
-    state.update_average(0.999)
+    state.update_averages(AVERAGED)
     expected = before + 0.001 * (state.unet.stem.weight.detach() - before)
     torch.testing.assert_close(state.average["stem.weight"], expected)
 
