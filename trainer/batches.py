@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -184,7 +185,39 @@ def super_resolution_batch(
     )
 
 
-def random_crops(pictures: list[np.ndarray], rng: np.random.Generator, side: int, multiple: int) -> np.ndarray:
+def with_captions(
+    batch: Batch,
+    prepared: Prepared,
+    preset: Preset,
+    rng: np.random.Generator,
+    side: int,
+    captions: Sequence[tuple[int, int]],
+) -> Batch:
+    """A super-resolution batch that also has texts and neighbors; `captions` are the (pair, scene) of each crop.
+
+    Crops know neither the text's places nor the neighbors': these are whole pictures of `side`.
+    """
+    text, mask = prepared.text([pair * NUM_SCENES + variant for pair, variant in captions])
+    sets = [_neighbor_set(prepared, pair, preset.neighbors, rng)[0] for pair, _ in captions]
+    neighbors, neighbor_text, neighbor_text_mask, neighbor_mask = _neighbor_arrays(
+        prepared, sets, preset.neighbors, side
+    )
+    return replace(
+        batch,
+        text=torch.from_numpy(text),
+        text_mask=torch.from_numpy(mask),
+        neighbors=neighbors,
+        neighbor_text=neighbor_text,
+        neighbor_text_mask=neighbor_text_mask,
+        neighbor_mask=neighbor_mask,
+        keep_text=torch.from_numpy(rng.random(len(captions)) >= preset.text_dropout),
+        keep_neighbors=torch.from_numpy(rng.random(len(captions)) >= preset.neighbor_dropout),
+    )
+
+
+def random_crops(
+    pictures: list[np.ndarray], rng: np.random.Generator, side: int, multiple: int, *, turned: bool = True
+) -> np.ndarray:
     """One crop of each uint8 picture [H, W, 3], its corner a multiple of `multiple`, turned and mirrored at random.
 
     Of three places tried, the one with most contrast is kept: flat background teaches nothing.
@@ -197,6 +230,9 @@ def random_crops(pictures: list[np.ndarray], rng: np.random.Generator, side: int
             top, left = rng.integers(0, room, 2) * multiple
             tries.append(pixels[top : top + side, left : left + side])
         crop = max(tries, key=lambda c: float(c[::2, ::2].std()))
+        if not turned:
+            crops.append(crop)
+            continue
         crop = np.rot90(crop, int(rng.integers(4)))
         crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
     return np.ascontiguousarray(np.stack(crops))

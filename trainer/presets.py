@@ -216,7 +216,117 @@ _TINY_256 = replace(
     total_examples=64,
 )
 
-PRESETS: dict[str, Preset] = {p.name: p for p in (_DEMO_64, _DEMO_256, _DEMO_1024, _TINY_64, _TINY_256)}
+_TINY_256_NEIGHBORS = replace(
+    _TINY_256,
+    name="tiny-256-neighbors",
+    unet=replace(
+        _TINY_UNET,
+        patch=1,
+        widths=(8, 16, 32),
+        blocks=(0, 1, 1),
+        attention=(False, False, False),
+        text_attention=(False, False, True),
+        neighbor_attention=(False, False, True),
+        scale=4,
+        skip_scale=2**-0.5,
+        positions=False,
+        placement=False,
+    ),
+    neighbors=2,
+)
+
+_PAPER_STEPS, _PAPER_BATCH = 200_000, 2048  # Re-Imagen, section 4.1; Imagen, section 3
+
+_PAPER_64 = Preset(
+    name="paper-64",
+    stage=64,
+    unet=UNetConfig(
+        patch=1,
+        widths=(640, 1280, 1920, 2560),
+        blocks=(3, 3, 3, 3),
+        attention=(False, True, True, True),
+        text_attention=(False, True, True, True),
+        neighbor_attention=(False, True, True, True),
+        head_width=64,
+        text_width=4096,
+        embedding_width=2560,
+        scale=1,
+        skip_scale=2**-0.5,
+        positions=True,
+        placement=False,
+    ),
+    curriculum=((2**62, 64),),
+    groups=_PAPER_BATCH,
+    draws=1,
+    neighbors=2,
+    time_exponent=1.0,
+    text_dropout=0.1,
+    neighbor_dropout=0.1,
+    learning_rate=1e-4,
+    warmup_steps=10_000,
+    decay_examples=2**62,
+    ema_decay=0.9999,
+    clip_norm=1.0,
+    total_examples=_PAPER_STEPS * _PAPER_BATCH,
+    seed=0,
+    text_encoder="google/t5-v1_1-xxl",
+    optimizer="adafactor",
+    accumulation=64,  # on the eight GPUs of one machine: four examples a pass
+    precision="bfloat16",
+    activation_checkpointing=True,
+)
+
+_PAPER_64_SMALL = replace(
+    _PAPER_64,
+    name="paper-64-small",
+    unet=replace(_PAPER_64.unet, widths=(512, 1024, 1536, 2048), blocks=(2, 2, 3, 3), embedding_width=512),
+)
+
+_PAPER_256 = replace(
+    _PAPER_64,
+    name="paper-256",
+    stage=256,
+    unet=replace(
+        _PAPER_64.unet,
+        widths=(128, 128, 256, 512, 1024),
+        blocks=(0, 2, 4, 8, 8),
+        attention=(False, False, False, False, True),
+        text_attention=(False, False, False, False, True),
+        neighbor_attention=(False, False, False, True, True),
+        embedding_width=1536,
+        scale=4,
+    ),
+    curriculum=((2**62, 256),),
+    optimizer="adam",
+)
+
+_PAPER_1024 = replace(
+    _PAPER_256,
+    name="paper-1024",
+    stage=1024,
+    unet=replace(
+        _PAPER_256.unet,
+        blocks=(0, 2, 4, 5, 5),
+        attention=(False, False, False, False, False),
+        embedding_width=1024,
+        positions=False,
+    ),
+    curriculum=((2**62, 256),),  # crops: Imagen, section 2.4
+)
+
+_ROWS = (
+    _DEMO_64,
+    _DEMO_256,
+    _DEMO_1024,
+    _TINY_64,
+    _TINY_256,
+    _TINY_256_NEIGHBORS,
+    _PAPER_64,
+    _PAPER_64_SMALL,
+    _PAPER_256,
+    _PAPER_1024,
+)
+PRESETS: dict[str, Preset] = {p.name: p for p in _ROWS}
 
 
 def preset(name: str) -> Preset:

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.scenes import Scene, compose, sample_scene
 from common.stages import StageSpec
-from trainer.batches import Batch, base_batch, random_crops, super_resolution_batch
+from trainer.batches import Batch, base_batch, picture, random_crops, super_resolution_batch, with_captions
 from trainer.dataset import RENDER_SIZE, Prepared
 from trainer.presets import Preset
 
@@ -45,6 +45,8 @@ class NeighborSource:
 class CropSource:
     """Batches of a super-resolution stage: crops of pictures drawn at RENDER_SIZE, or of stored larger crops.
 
+    Where the U-Net reads text, pictures are drawn in a scene whose caption is encoded, and crops stay upright.
+
     Attributes:
         pixels: premultiplied RGBA uint8 [N, side, side, 4].
         owners: the pair of each row of `pixels` [N].
@@ -64,9 +66,30 @@ class CropSource:
 
     def _draw(self, rng: np.random.Generator, side: int, *, held_out: bool) -> Batch:
         rows = rng.choice(np.flatnonzero(self.prepared.held_out[self.owners] == held_out), self.preset.groups)
-        pictures = [self._picture(int(row), rng) for row in rows]
-        crops = random_crops(pictures, rng, side, self.spec.scale)
-        return super_resolution_batch(crops, self.preset, rng, side, self.spec.train_augmentation)
+        read = self.preset.unet.text_width > 0
+        variants = [self._variant(int(row), rng) for row in rows] if read else []
+        pictures = (
+            [self._captioned(int(row), variant) for row, variant in zip(rows, variants, strict=True)]
+            if read
+            else [self._picture(int(row), rng) for row in rows]
+        )
+        crops = random_crops(pictures, rng, side, self.spec.scale, turned=not read)
+        batch = super_resolution_batch(crops, self.preset, rng, side, self.spec.train_augmentation)
+        captions = [(int(self.owners[row]), variant) for row, variant in zip(rows, variants, strict=False)]
+        return with_captions(batch, self.prepared, self.preset, rng, side, captions) if read else batch
+
+    def _variant(self, row: int, rng: np.random.Generator) -> int:
+        """One of the scenes of the row's pair; of a stored crop, one that shows the entity at its whole size."""
+        scenes = self.prepared.scenes[self.owners[row]]
+        whole = self.spec.size <= RENDER_SIZE
+        return int(rng.choice([v for v, scene in enumerate(scenes) if whole or scene.corner is None]))
+
+    def _captioned(self, row: int, variant: int) -> np.ndarray:
+        pair = int(self.owners[row])
+        if self.spec.size <= RENDER_SIZE:
+            return picture(self.prepared, pair, variant, RENDER_SIZE)
+        pixels = self.pixels[row]
+        return compose(lambda n: pixels, self.prepared.scenes[pair][variant], pixels.shape[0])
 
     def _picture(self, row: int, rng: np.random.Generator) -> np.ndarray:
         full = self.pixels[row]

@@ -10,9 +10,9 @@ import torch
 
 from common.images import shrink, to_unit
 from common.stages import stage
-from tests.trainer.shapes import marked
-from trainer.batches import random_crops, rng_of
-from trainer.dataset import RENDER_SIZE, Prepared
+from tests.trainer.shapes import letters, marked
+from trainer.batches import picture, random_crops, rng_of
+from trainer.dataset import NUM_SCENES, RENDER_SIZE, Prepared
 from trainer.presets import Preset, preset
 from trainer.sources import CropSource
 
@@ -117,3 +117,53 @@ def test_crops_prefer_contrast() -> None:
     flat[:32, :32] = np.random.default_rng(0).integers(0, 255, (32, 32, 3))
     busy = np.mean([random_crops([flat], rng_of(0, s), 16, 4)[0].std() > 1 for s in range(200)])
     assert busy > 0.55, "a third of all places touch the busy quarter; the best of three is kept"
+
+
+def test_conditioned_crops_have_the_caption_of_what_they_show(prepared: Prepared) -> None:
+    """The text names the pair and the scene, the neighbors are the pair's, and nothing is turned."""
+    row = replace(preset("tiny-256-neighbors"), groups=8)
+    source = crops_of(prepared, row)
+    for step in range(4):
+        batch = source.batch(rng_of(0, step), RENDER_SIZE)  # whole pictures: what is shown can be found again
+        again = source.batch(rng_of(0, step), RENDER_SIZE)
+        torch.testing.assert_close(batch.text, again.text)
+        for i in range(row.groups):
+            said = letters(batch.text[i].numpy(), batch.text_mask[i].numpy())
+            found = [
+                (pair, variant)
+                for pair in range(len(prepared.keys))
+                for variant in range(NUM_SCENES)
+                if letters(*(part[0] for part in prepared.text([pair * NUM_SCENES + variant]))) == said
+                and not prepared.held_out[pair]
+            ]
+            shown = ((batch.x0[i] + 1) * 127.5).round().to(torch.uint8).movedim(0, -1).numpy()
+            matching = [pv for pv in found if np.array_equal(picture(prepared, *pv, RENDER_SIZE), shown)]
+            assert matching, said
+            near = {
+                letters(s.numpy(), m.numpy())
+                for s, m in zip(batch.neighbor_text[i], batch.neighbor_text_mask[i], strict=True)
+            }
+            pair = matching[0][0]
+            allowed = {
+                letters(*(part[0] for part in prepared.text([int(n) * NUM_SCENES])))
+                for n in prepared.neighbors[pair]
+                if n >= 0
+            }
+            assert near <= allowed
+        assert batch.neighbors.shape == (8, 2, 3, RENDER_SIZE, RENDER_SIZE)
+    dropped = torch.cat([source.batch(rng_of(1, s), 32).keep_text for s in range(60)]).float()
+    assert 0.82 < float(dropped.mean()) < 0.97
+
+
+def test_conditioned_crops_of_stored_drawings_are_of_whole_entities() -> None:
+    base = marked(4, [3], np.array([[1, 2], [0, 2], [0, 1], [0, 1]], np.int32))
+    pictures = {**base.pictures, 256: np.zeros((4, 256, 256, 4), np.uint8)}
+    row = replace(preset("tiny-256-neighbors"), stage=1024, groups=8)
+    stored = np.full((8, 256, 256, 4), (9, 201, 78, 255), np.uint8)
+    source = CropSource(
+        prepared=replace(base, pictures=pictures), preset=row, spec=stage(1024), pixels=stored, owners=np.arange(8) % 4
+    )
+    told = {v for s in range(20) for v in [source._variant(s % 8, rng_of(0, s))]}
+    assert told == {v for v, scene in enumerate(base.scenes[0]) if scene.corner is None}
+    batch = source.batch(rng_of(0, 0), 32)
+    assert batch.text.shape[0] == 8 and bool(batch.neighbor_mask.all())
