@@ -67,7 +67,7 @@ def test_the_papers_training(name: str) -> None:
 def test_an_average_is_one_or_the_other(tiny: Preset) -> None:
     assert replace(tiny, ema="post-hoc", ema_decay=0.0, ema_lengths=(0.05, 0.1)).ema_lengths == (0.05, 0.1)
     for change in ({"ema": "post-hoc"}, {"ema_decay": 0.0}, {"ema_lengths": (0.1,)}):
-        with pytest.raises(ValueError, match="preset.ema"):
+        with pytest.raises(ValueError, match=r"preset\.ema"):
             replace(tiny, **change)
     with pytest.raises(ValueError, match="accumulation: 3 does not divide groups 4"):
         replace(tiny, accumulation=3)
