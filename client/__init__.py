@@ -8,6 +8,8 @@ from client.generation_messages import GenerationFailed
 from client.generation_types import GenerationRequest, Reference, StageOverrides, StartFrom
 from client.knowledge_base_calls import RetrievalFailed
 from client.retry import NO_RETRY, RetryPolicy
+from client.training_calls import TrainingFailed
+from client.training_types import RunSpec
 
 __all__ = [
     "NO_RETRY",
@@ -18,8 +20,10 @@ __all__ = [
     "Reference",
     "RetrievalFailed",
     "RetryPolicy",
+    "RunSpec",
     "ServiceFailed",
     "StageOverrides",
     "StartFrom",
     "Tls",
+    "TrainingFailed",
 ]

@@ -1,4 +1,4 @@
-"""The `reimagen` command, against a running generator and retrieval service."""
+"""The `reimagen` command, against a running generator, retrieval service and trainer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from client.generate_command import add_generate
 from client.knowledge_base_command import add_kb
 from client.message_fields import FieldError
 from client.service_commands import add_service_commands
+from client.train_command import add_train
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 128 + signal.SIGINT
 _CALLERS_FAULT = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
@@ -53,6 +54,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     shared = connection_flags(environment)
     add_generate(commands, shared)
     add_kb(commands, shared)
+    add_train(commands, shared)
     add_service_commands(commands, shared)
     return parser
 

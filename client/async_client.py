@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from client.async_connection import AsyncConnection
 from client.async_knowledge_base import AsyncKnowledgeBases
+from client.async_trainer import AsyncTrainerClient
 from client.channel import Tls
 from client.client import TIMEOUT_S
 from client.generation_messages import GenerationFailed, events_call, images_call, models_call
@@ -20,13 +21,14 @@ from client.retry import RetryPolicy
 
 
 class AsyncClient:
-    """A generator and the retrieval service beside it, for the event loop in which it is made; see `Client`."""
+    """A generator, the retrieval service beside it, and a trainer, for the event loop in which it is made; see `Client`."""
 
     def __init__(
         self,
         generator: str = "",
         *,
         retrieval: str = "",
+        trainer: str = "",
         api_key: str = "",
         tls: Tls | None = None,
         timeout_s: float = TIMEOUT_S,
@@ -40,6 +42,7 @@ class AsyncClient:
             else None
         )
         self._bases = AsyncKnowledgeBases(retrieval, api_key=api_key, tls=tls, retry=policy) if retrieval else None
+        self._trainer = AsyncTrainerClient(trainer, api_key=api_key, tls=tls, retry=policy) if trainer else None
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
@@ -52,7 +55,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the channels; calls under way are cancelled."""
-        for part in (self._generator, self._bases):
+        for part in (self._generator, self._bases, self._trainer):
             if part is not None:
                 await part.close()
 
@@ -62,6 +65,13 @@ class AsyncClient:
         if self._bases is None:
             raise ValueError("retrieval: the client was given no address of it")
         return self._bases
+
+    @property
+    def trainer(self) -> AsyncTrainerClient:
+        """What trains."""
+        if self._trainer is None:
+            raise ValueError("trainer: the client was given no address of it")
+        return self._trainer
 
     async def generate(
         self,
@@ -101,7 +111,8 @@ class AsyncClient:
     async def health(self) -> tuple[ServiceHealth, ...]:
         """Whether each service answers; never fails."""
         found = await self._generator.health(SERVICES) if self._generator is not None else ()
-        return found + (await self._bases.health() if self._bases is not None else ())
+        found += await self._bases.health() if self._bases is not None else ()
+        return found + (await self._trainer.health() if self._trainer is not None else ())
 
     def _drawing(self) -> AsyncConnection:
         if self._generator is None:

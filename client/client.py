@@ -1,4 +1,4 @@
-"""The product as one object: pictures, knowledge bases, models, health. `async_client` is the same for asyncio."""
+"""The product as one object: pictures, knowledge bases, models, training, health. `async_client` is the same for asyncio."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from client.generator import GeneratorClient
 from client.health import ServiceHealth
 from client.knowledge_base import KnowledgeBases
 from client.retry import RetryPolicy
+from client.trainer import TrainerClient
 
 TIMEOUT_S = 600.0
 
 
 class Client:
-    """A generator and the retrieval service beside it; safe to use from several threads.
+    """A generator, the retrieval service beside it, and a trainer; safe to use from several threads.
 
-    Failures are `GenerationFailed` and `RetrievalFailed`, both `ServiceFailed`. What may be repeated is tried again while a
-    service is away and has not begun to answer.
+    Failures are `GenerationFailed`, `RetrievalFailed` and `TrainingFailed`, all `ServiceFailed`. What may be repeated is
+    tried again while a service is away and has not begun to answer.
     """
 
     def __init__(
@@ -30,17 +31,19 @@ class Client:
         generator: str = "",
         *,
         retrieval: str = "",
+        trainer: str = "",
         api_key: str = "",
         tls: Tls | None = None,
         timeout_s: float = TIMEOUT_S,
         retry: RetryPolicy | None = None,
     ) -> None:
-        """Connects at the first call; either address may be missing where it is not used.
+        """Connects at the first call; an address may be missing where it is not used.
 
         Args:
             generator: its address; see `client.channel.open_channel`.
             retrieval: the address of retrieval, for `knowledge_bases`.
-            api_key: shown to both.
+            trainer: the address of the trainer, for `trainer`.
+            api_key: shown to all.
             tls: whom to trust; None: the connections are in the clear.
             timeout_s: deadline of a drawing that is given none.
             retry: None: `RetryPolicy()`.
@@ -48,6 +51,7 @@ class Client:
         policy = retry or RetryPolicy()
         self._generator = GeneratorClient(generator, api_key=api_key, tls=tls, retry=policy) if generator else None
         self._bases = KnowledgeBases(retrieval, api_key=api_key, tls=tls, retry=policy) if retrieval else None
+        self._trainer = TrainerClient(trainer, api_key=api_key, tls=tls, retry=policy) if trainer else None
         self._timeout_s = timeout_s
 
     def __enter__(self) -> Self:
@@ -60,7 +64,7 @@ class Client:
 
     def close(self) -> None:
         """Close the channels; calls under way are cancelled."""
-        for part in (self._generator, self._bases):
+        for part in (self._generator, self._bases, self._trainer):
             if part is not None:
                 part.close()
 
@@ -70,6 +74,13 @@ class Client:
         if self._bases is None:
             raise ValueError("retrieval: the client was given no address of it")
         return self._bases
+
+    @property
+    def trainer(self) -> TrainerClient:
+        """What trains."""
+        if self._trainer is None:
+            raise ValueError("trainer: the client was given no address of it")
+        return self._trainer
 
     def generate(
         self,
@@ -117,7 +128,7 @@ class Client:
 
     def health(self) -> tuple[ServiceHealth, ...]:
         """Whether each service answers; never fails."""
-        parts = [part for part in (self._generator, self._bases) if part is not None]
+        parts = [part for part in (self._generator, self._bases, self._trainer) if part is not None]
         return tuple(found for part in parts for found in part.health())
 
     def _drawing(self) -> GeneratorClient:

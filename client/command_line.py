@@ -16,7 +16,8 @@ from rich.table import Table
 from client.channel import Tls
 from client.client import Client
 
-GENERATOR, RETRIEVAL, API_KEY = "REIMAGEN_GENERATOR", "REIMAGEN_RETRIEVAL", "REIMAGEN_API_KEY"
+GENERATOR, RETRIEVAL, TRAINER = "REIMAGEN_GENERATOR", "REIMAGEN_RETRIEVAL", "REIMAGEN_TRAINER"
+API_KEY = "REIMAGEN_API_KEY"
 
 
 class BadInput(ValueError):
@@ -34,7 +35,7 @@ def connection_flags(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The flags that say where the services are, with defaults of the environment."""
     parser = Parser(add_help=False)
     group = parser.add_argument_group("services")
-    for flag, variable in (("--generator", GENERATOR), ("--retrieval", RETRIEVAL)):
+    for flag, variable in (("--generator", GENERATOR), ("--retrieval", RETRIEVAL), ("--trainer", TRAINER)):
         group.add_argument(
             flag,
             default=environment.get(variable, ""),
@@ -50,7 +51,9 @@ def connection_flags(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
-def connected(flags: argparse.Namespace, *, generator: bool = False, retrieval: bool = False) -> Client:
+def connected(
+    flags: argparse.Namespace, *, generator: bool = False, retrieval: bool = False, trainer: bool = False
+) -> Client:
     """A client of the services that a command needs.
 
     Raises:
@@ -59,6 +62,7 @@ def connected(flags: argparse.Namespace, *, generator: bool = False, retrieval: 
     for is_needed, address, flag, variable in (
         (generator, flags.generator, "--generator", GENERATOR),
         (retrieval, flags.retrieval, "--retrieval", RETRIEVAL),
+        (trainer, flags.trainer, "--trainer", TRAINER),
     ):
         if is_needed and not address:
             raise BadInput(f"{flag}: is missing; give it, or set {variable}")
@@ -67,7 +71,7 @@ def connected(flags: argparse.Namespace, *, generator: bool = False, retrieval: 
         key = read_file("--api-key-file", flags.api_key_file).decode(errors="replace").strip()
     if not key.isascii() or not key.isprintable():
         raise BadInput("--api-key-file: the key has characters that are not printable ASCII")
-    return Client(flags.generator, retrieval=flags.retrieval, api_key=key, tls=_tls(flags))
+    return Client(flags.generator, retrieval=flags.retrieval, trainer=flags.trainer, api_key=key, tls=_tls(flags))
 
 
 def read_file(flag: str, path: Path) -> bytes:

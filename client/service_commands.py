@@ -36,8 +36,8 @@ def _models(flags: argparse.Namespace) -> int:
 
 
 def _health(flags: argparse.Namespace) -> int:
-    if not (flags.generator or flags.retrieval):
-        raise BadInput("--generator, --retrieval: both are missing; give one of them")
+    if not (flags.generator or flags.retrieval or flags.trainer):
+        raise BadInput("--generator, --retrieval, --trainer: all are missing; give one of them")
     with connected(flags) as client:
         found = client.health()
     if flags.json:

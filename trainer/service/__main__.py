@@ -18,6 +18,7 @@ from reimagen.trainer.v1 import trainer_pb2_grpc
 
 from common.service.command import run_command
 from common.service.config import ConfigError, add_flags, read_settings
+from common.service.health import Health
 from common.service.logs import configure_logs
 from common.service.metrics import process_registry
 from common.service.server import die_with_parent, serve
@@ -52,15 +53,27 @@ def _serve(flags: dict[str, object]) -> None:
         die_with_parent(settings.parent_pid)
     configure_logs(service="trainer", level=settings.log_level, style=settings.log_style)
     registry = process_registry("trainer", revision=settings.revision)
-    opening = partial(opened, settings, registry)
-    asyncio.run(serve(settings, opened=opening, registry=registry, name="trainer", admin_methods=ADMIN_METHODS))
+    health = Health()
+    asyncio.run(
+        serve(
+            settings,
+            opened=partial(opened, settings, registry, health=health),
+            registry=registry,
+            name="trainer",
+            admin_methods=ADMIN_METHODS,
+            health=health,
+        )
+    )
 
 
 @asynccontextmanager
 async def opened(
-    settings: TrainerSettings, registry: CollectorRegistry, server: grpc.aio.Server
+    settings: TrainerSettings, registry: CollectorRegistry, server: grpc.aio.Server, *, health: Health
 ) -> AsyncIterator[Sequence[str]]:
     """Find the runs and register the service with `server`; runs go on after the exit.
+
+    Args:
+        health: says when the service is about to end.
 
     Raises:
         ConfigError: the folder of the runs is another service's, or the cluster's configuration cannot be read.
@@ -87,7 +100,8 @@ async def opened(
         for loop in (*loops.values(), exporting):
             await asyncio.to_thread(stack.enter_context, loop)
         watch = RunWatch(runs, root=folders.runs, poll_s=settings.poll_s)
-        servicer = TrainerServicer(runs, exports, watch, poll_s=settings.poll_s)
+        health.when_ending(watch.end)
+        servicer = TrainerServicer(runs, exports, watch)
         trainer_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, server)
         yield (SERVICE_NAME,)
 

@@ -31,11 +31,12 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleGrid:
-    """What the averaged weights drew."""
+    """What the averaged weights drew; `time_s` since the epoch."""
 
     step: int
     examples: int
     png: bytes
+    time_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,13 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from common.service.errors import Unavailable
 from trainer.presets import PRESETS
 from trainer.service.run_log import HELD_OUT, Figures, GridTail, LogTail, SampleGrid
 from trainer.service.run_record import RunRecord
 from trainer.service.runs import Runs
+
+END_RETRY_S = 1.0
 
 Told = RunRecord | Figures | SampleGrid
 
@@ -24,12 +27,17 @@ class RunWatch:
         self._runs = runs
         self._root = root
         self._poll_s = poll_s
+        self._is_ending = False
+
+    def end(self) -> None:
+        """Send the watchers away: they are told to come back."""
+        self._is_ending = True
 
     async def follow(self, name: str, *, from_step: int, samples: bool) -> AsyncGenerator[Told, None]:
         """See WatchRun in trainer.proto. Every line and grid is told once, a grid before the lines past it.
 
         Raises:
-            NotFound: there is no such run.
+            NotFound: there is no such run. Unavailable: the service ends.
         """
         told = self._runs.get(name)
         yield told
@@ -45,7 +53,17 @@ class RunWatch:
             if record.state.is_over:
                 yield record
                 return
-            await asyncio.sleep(self._poll_s)
+            await self.pause()
+
+    async def pause(self) -> None:
+        """Until the next look.
+
+        Raises:
+            Unavailable: the service ends.
+        """
+        if self._is_ending:
+            raise Unavailable("the service is stopping", retry_after_s=END_RETRY_S, reason="STOPPING")
+        await asyncio.sleep(self._poll_s)
 
 
 class _Reader:
@@ -86,10 +104,10 @@ class _Reader:
             if step < self._from_step:
                 continue
             try:
-                png = path.read_bytes()
+                png, time_s = path.read_bytes(), path.stat().st_mtime
             except FileNotFoundError:
                 continue
-            yield SampleGrid(step=step, examples=examples, png=png)
+            yield SampleGrid(step=step, examples=examples, png=png, time_s=time_s)
 
 
 def _shown(record: RunRecord) -> RunRecord:

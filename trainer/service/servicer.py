@@ -26,11 +26,10 @@ DEFAULT_PAGE, MAX_PAGE = 100, 1000
 class TrainerServicer(pb_grpc.TrainerServiceServicer):
     """See trainer.proto; errors are the domain's: the call interceptor makes statuses of them."""
 
-    def __init__(self, runs: Runs, exports: Exports, watch: RunWatch, *, poll_s: float) -> None:
+    def __init__(self, runs: Runs, exports: Exports, watch: RunWatch) -> None:
         self._runs = runs
         self._exports = exports
         self._watch = watch
-        self._poll_s = poll_s
 
     async def StartRun(self, request: pb.StartRunRequest, context: grpc.aio.ServicerContext) -> pb.StartRunResponse:
         spec = spec_of(request.spec)
@@ -73,7 +72,7 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         record = told = await asyncio.to_thread(self._exports.start, run, request.weights, request.request_id)
         yield pb.ExportRunResponse(export=export_message(record))
         while not record.state.is_over:
-            await asyncio.sleep(self._poll_s)
+            await self._watch.pause()
             newest = self._exports.get(request.run)
             if newest is None or newest.token != record.token:  # ended, and another has begun
                 return

@@ -107,7 +107,9 @@ def figures_message(line: Figures) -> pb.WatchRunResponse:
 
 def grid_message(grid: SampleGrid) -> pb.WatchRunResponse:
     """A sample grid."""
-    return pb.WatchRunResponse(samples=pb.SampleGrid(step=grid.step, examples=grid.examples, png=grid.png))
+    return pb.WatchRunResponse(
+        samples=pb.SampleGrid(step=grid.step, examples=grid.examples, png=grid.png, time=_time(grid.time_s))
+    )
 
 
 def _spec_message(spec: RunSpec) -> pb.RunSpec:
