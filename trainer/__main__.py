@@ -27,6 +27,7 @@ from trainer.knn_command import add_corpus_flags, add_knn_flags, ask_for_neighbo
 from trainer.knn_lookup import LookupFailed
 from trainer.presets import PRESETS, Preset, preset
 from trainer.publish import publish
+from trainer.snapshots import average_of_length
 
 DATA = Path("runs/prepared")
 EXPECTED = (CorpusError, CheckpointError, ValueError, FileNotFoundError, LookupFailed, RetrievalFailed)
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.add_argument("--run", type=Path, help="folder of the run (default: runs/<preset>)")
         made.add_argument("--weights", type=Path, help="weights folder; fit publishes there at its end if given")
     add_fit_flags(fitting)
+    publishing.add_argument("--average-length", type=float, help="relative length of a post-hoc run's average")
     add_clip_flags(command("fit-clip", "train the dual encoder of the retrieval service", _fit_clip))
     flags = parser.parse_args(arguments)
     if "run" in flags and flags.run is None:
@@ -122,7 +124,8 @@ def _publish(flags: argparse.Namespace) -> None:
     if not trainer.state.step:
         raise ValueError(f"--run: {flags.run} holds no readable state")
     print("[2/2] writing the averaged weights", flush=True)
-    print(publish(trainer, flags.weights, prepared.fingerprint))
+    average = average_of_length(flags.run, flags.average_length)[1] if flags.average_length is not None else None
+    print(publish(trainer, flags.weights, prepared.fingerprint, average=average))
 
 
 def _open(flags: argparse.Namespace, row: Preset) -> tuple[Trainer, Prepared]:
