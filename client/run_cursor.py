@@ -47,7 +47,7 @@ class RunCursor(Patience):
         """Whether it is new. What is told comes in the order of time, and from some step on again in the same order."""
         self.heard()
         if isinstance(event, Run):
-            is_new, self._run = event != self._run, event
+            is_new, self._run = event != self._run or event.is_over, event  # the last one tells that all is told
             return is_new
         newest, seen = self._newest.get(type(event), ("", set()))
         at = event.time.rstrip("Z")  # without it times of any number of digits are ordered as their texts are

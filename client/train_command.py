@@ -10,7 +10,7 @@ from typing import Any
 from client.command_line import connected, print_json, print_table
 from client.outputs import check_folder, write_output
 from client.train_display import make_train_display
-from client.training_calls import EXECUTORS, STATES, TrainingFailed
+from client.training_calls import EXECUTORS, PARALLEL, STATES, TrainingFailed
 from client.training_types import PodResources, Run, RunEvent, RunSpec, SampleGrid
 
 
@@ -52,7 +52,14 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", type=int, default=0, metavar="N", help="in all (default: the preset's)")
     parser.add_argument("--seconds", type=float, metavar="S", help="stop after so long")
     parser.add_argument("--evaluate-every", type=float, metavar="S", help="seconds between evaluations")
+    parser.add_argument("--log-every", type=float, metavar="S", help="seconds between lines of figures")
+    parser.add_argument("--save-every", type=float, metavar="S", help="seconds between saved states")
+    parser.add_argument("--evaluate-every-steps", type=int, default=0, metavar="N", help="by steps, too")
+    parser.add_argument("--save-every-steps", type=int, default=0, metavar="N", help="by steps, too")
     parser.add_argument("--ranks", type=int, default=0, metavar="N", help="processes that train together (default: 1)")
+    parser.add_argument(
+        "--parallel", choices=PARALLEL, default="", help="how weights are laid over ranks (default: ddp)"
+    )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of each")
     parser.add_argument("--side", type=int, default=0, metavar="PIXELS", help="train at this side")
     parser.add_argument(
@@ -84,6 +91,11 @@ def _start(flags: argparse.Namespace) -> int:
         examples=flags.examples,
         limit_s=flags.seconds,
         evaluate_every_s=flags.evaluate_every,
+        log_every_s=flags.log_every,
+        save_every_s=flags.save_every,
+        evaluate_every_steps=flags.evaluate_every_steps,
+        save_every_steps=flags.save_every_steps,
+        parallel=flags.parallel,
         ranks=flags.ranks,
         threads=flags.threads,
         side=flags.side,

@@ -22,7 +22,19 @@ WATCH_TIMEOUT_S = 90 * 86_400.0
 SERVICES = ("reimagen.trainer.v1.TrainerService",)
 EXECUTORS = names_of(pb.Executor, "EXECUTOR")
 STATES = names_of(pb.RunState, "RUN_STATE")
-_SAME = ("preset", "data", "examples", "ranks", "threads", "side", "start_from")
+PARALLEL = names_of(pb.Parallel, "PARALLEL")
+_SAME = (
+    "preset",
+    "data",
+    "examples",
+    "ranks",
+    "threads",
+    "side",
+    "start_from",
+    "evaluate_every_steps",
+    "save_every_steps",
+)
+_TIMES = ("limit", "evaluate_every", "log_every", "save_every")  # of a spec; here in seconds, NAME_s
 
 T = TypeVar("T")
 Page = tuple[list[Run], str]
@@ -155,8 +167,8 @@ def _spec_message(spec: RunSpec) -> pb.RunSpec:
         pb.RunSpec,
         "spec.",
         **{name: getattr(spec, name) for name in _SAME},
-        limit=_duration("limit", spec.limit_s),
-        evaluate_every=_duration("evaluate_every", spec.evaluate_every_s),
+        **{name: _duration(name, getattr(spec, f"{name}_s")) for name in _TIMES},
+        parallel=number_of(pb.Parallel, "PARALLEL", "spec.parallel", spec.parallel),
         executor=number_of(pb.Executor, "EXECUTOR", "spec.executor", spec.executor),
         pod=pod,
     )
@@ -167,11 +179,13 @@ def _spec_of(said: pb.RunSpec) -> RunSpec:
         return getattr(said, name).ToNanoseconds() / 1e9 if said.HasField(name) else None  # pyright: ignore
 
     pod = said.pod
+    same: dict[str, Any] = {name: getattr(said, name) for name in _SAME}
+    times: dict[str, Any] = {f"{name}_s": seconds(name) for name in _TIMES}
     return RunSpec(
-        **{name: getattr(said, name) for name in _SAME},
-        limit_s=seconds("limit"),
-        evaluate_every_s=seconds("evaluate_every"),
-        executor=name_of(pb.Executor, "EXECUTOR", said.executor),
+        **same,
+        **times,
+        parallel=name_of(pb.Parallel, "PARALLEL", said.parallel) if said.parallel else "",
+        executor=name_of(pb.Executor, "EXECUTOR", said.executor) if said.executor else "",
         pod=PodResources(ranks=pod.ranks, gpus=pod.gpus, cpus=pod.cpus, memory_bytes=pod.memory_bytes)
         if said.HasField("pod")
         else None,

@@ -24,8 +24,9 @@ class RunSpec:
     """What is trained, and how; see RunSpec in trainer.proto.
 
     Attributes:
-        limit_s, evaluate_every_s: in seconds; None: no limit, and the trainer's default.
+        limit_s, evaluate_every_s, log_every_s, save_every_s: in seconds; None: no limit, and the trainer's defaults.
         executor: `local`, `kubernetes_job` or `kubernetes_train_job`; empty leaves it to the service.
+        parallel: of several ranks `ddp` or `fsdp2`; empty leaves it to the service.
     """
 
     preset: str
@@ -39,6 +40,11 @@ class RunSpec:
     start_from: str = ""
     executor: str = ""
     pod: PodResources | None = None
+    log_every_s: float | None = None
+    save_every_s: float | None = None
+    evaluate_every_steps: int = 0
+    save_every_steps: int = 0
+    parallel: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

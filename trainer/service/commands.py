@@ -20,7 +20,12 @@ def fit_arguments(name: str, spec: RunSpec, folders: Folders) -> list[str]:
     optional = {
         "examples": spec.examples,
         "seconds": spec.limit_s,
+        "log-every": spec.log_every_s,
         "evaluate-every": spec.evaluate_every_s,
+        "save-every": spec.save_every_s,
+        "evaluate-every-steps": spec.evaluate_every_steps,
+        "save-every-steps": spec.save_every_steps,
+        "parallel": spec.parallel,
         "threads": spec.threads,
         "side": spec.side,
     }

@@ -31,7 +31,8 @@ class RunSpec:
 
     Attributes:
         data, start_from: folders under the service's data and weights folders.
-        limit_s, evaluate_every_s: in seconds; 0: none, and the trainer's default.
+        limit_s, evaluate_every_s, log_every_s, save_every_s: in seconds; 0: no limit, and the trainer's defaults.
+        parallel: of several ranks `ddp`, `fsdp2`; empty: the trainer's default.
         executor: None: the service's own.
     """
 
@@ -46,6 +47,11 @@ class RunSpec:
     start_from: str = ""
     executor: ExecutorKind | None = None
     pod: PodResources = PodResources()
+    log_every_s: float = 0.0
+    save_every_s: float = 0.0
+    evaluate_every_steps: int = 0
+    save_every_steps: int = 0
+    parallel: str = ""
 
     @property
     def num_ranks(self) -> int:

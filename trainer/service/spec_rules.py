@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -56,10 +55,14 @@ def check_spec(spec: RunSpec, folders: Folders) -> None:
     row = PRESETS[spec.preset]
     if spec.examples > row.total_examples:
         raise InvalidArgument("spec.examples", f"{spec.examples} is more than the preset's {row.total_examples}")
-    for field, seconds in (("limit", spec.limit_s), ("evaluate_every", spec.evaluate_every_s)):
-        if seconds < 0 or not math.isfinite(seconds):
-            raise InvalidArgument(f"spec.{field}", f"{seconds:g} s is not a positive time")
     _check_most("spec.ranks", spec.ranks, MAX_RANKS)
+    if spec.num_ranks * row.accumulation > row.groups:
+        raise InvalidArgument(
+            "spec.ranks",
+            f"{spec.ranks} ranks x {row.accumulation} parts are more than the {row.groups} neighbor sets of a step",
+        )
+    if spec.parallel and spec.num_ranks == 1:
+        raise InvalidArgument("spec.parallel", "would change nothing: there is one rank")
     _check_most("spec.threads", spec.threads, MAX_THREADS)
     if spec.side and (spec.side % row.unet.granularity or spec.side > row.stage):
         raise InvalidArgument(

@@ -15,20 +15,33 @@ from trainer.service.run_record import RunRecord, RunState
 from trainer.service.run_spec import ExecutorKind, PodResources, RunSpec
 from trainer.service.runs import total_examples
 
-_SAME = ("preset", "data", "examples", "ranks", "threads", "side", "start_from")
+_SAME = (
+    "preset",
+    "data",
+    "examples",
+    "ranks",
+    "threads",
+    "side",
+    "start_from",
+    "evaluate_every_steps",
+    "save_every_steps",
+)
+_TIMES = ("limit", "evaluate_every", "log_every", "save_every")  # of a spec; here in seconds, NAME_s
 
 
 def spec_of(message: pb.RunSpec) -> RunSpec:
     """What is to be trained.
 
     Raises:
-        InvalidArgument: an executor is none, or a time is not positive.
+        InvalidArgument: an enum's value is none, or a time is not positive.
     """
     pod = message.pod
+    same: dict[str, Any] = {name: getattr(message, name) for name in _SAME}
+    times: dict[str, Any] = {f"{name}_s": _seconds(message, name) for name in _TIMES}
     return RunSpec(
-        **{name: getattr(message, name) for name in _SAME},
-        limit_s=_seconds(message, "limit"),
-        evaluate_every_s=_seconds(message, "evaluate_every"),
+        **same,
+        **times,
+        parallel=_parallel(message.parallel),
         executor=_executor(message.executor),
         pod=PodResources(ranks=pod.ranks, gpus=pod.gpus, cpus=pod.cpus, memory_bytes=pod.memory_bytes),
     )
@@ -116,8 +129,10 @@ def _spec_message(spec: RunSpec) -> pb.RunSpec:
     message = pb.RunSpec(
         **{name: getattr(spec, name) for name in _SAME},
         executor=f"EXECUTOR_{spec.executor.upper()}" if spec.executor else None,
+        parallel=f"PARALLEL_{spec.parallel.upper()}" if spec.parallel else None,
     )
-    for name, seconds in (("limit", spec.limit_s), ("evaluate_every", spec.evaluate_every_s)):
+    for name in _TIMES:
+        seconds = getattr(spec, f"{name}_s")
         if seconds:
             getattr(message, name).FromNanoseconds(round(seconds * 1e9))
     if spec.pod != PodResources():
@@ -133,6 +148,12 @@ def _seconds(message: pb.RunSpec, name: str) -> float:
     if seconds <= 0:
         raise InvalidArgument(f"spec.{name}", f"{seconds:g} s is not a positive time")
     return seconds
+
+
+def _parallel(number: int) -> str:
+    if number not in pb.Parallel.values():
+        raise InvalidArgument("spec.parallel", f"{number} is none of them")
+    return pb.Parallel.Name(number).removeprefix("PARALLEL_").lower() if number else ""
 
 
 def _executor(number: int) -> ExecutorKind | None:
