@@ -23,7 +23,7 @@ SECONDS_1024 ?= 1200
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
 
-.PHONY: help env triton proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate bench-retrieval bench-serving clean
+.PHONY: help env triton proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate bench-retrieval bench-serving bench-knn clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -116,6 +116,9 @@ bench-retrieval: proto ## Speed of retrieval at 10 K, 100 K and 1 M pairs, besid
 
 bench-serving: proto triton ## Speed of generation: batching, overhead, overload, where a step's time goes: bench/results/serving.json
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m bench.serving # as the served stages have it: threads that wait do not spin
+
+bench-knn: knowledge-base ## Speed of asking for every pair's neighbors, and what 50 million pairs cost: bench/results/knn.json
+	$(PY) -m bench.knn
 
 clean: ## Remove what was built (keeps the environment and the runs)
 	rm -rf build out

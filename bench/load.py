@@ -82,10 +82,10 @@ async def _measure(
         await asyncio.gather(*(call(time.perf_counter() + min(1.0, seconds), False) for _ in range(callers)))
         for answer in checked:
             _check(pb.RetrieveResponse.FromString(answer), k)
-        service_s, callers_s, started = _cpu_s(service_pid), time.process_time(), time.perf_counter()
+        service_s, callers_s, started = processor_s(service_pid), time.process_time(), time.perf_counter()
         await asyncio.gather(*(call(started + seconds, True) for _ in range(callers)))
         elapsed = time.perf_counter() - started
-        service_s, callers_s = _cpu_s(service_pid) - service_s, time.process_time() - callers_s
+        service_s, callers_s = processor_s(service_pid) - service_s, time.process_time() - callers_s
     milliseconds = np.array(took) * 1e3
     return Measured(
         callers=callers,
@@ -112,7 +112,7 @@ def processes_of(pid: int) -> list[int]:
     return [pid, *(one for child in children for one in processes_of(child))]
 
 
-def _cpu_s(service_pid: int) -> float:
+def processor_s(service_pid: int) -> float:
     """Processor seconds of a service so far, its own and the kernel's for it: fields 14 and 15 of proc(5)'s stat."""
     ticks = 0
     for pid in processes_of(service_pid):
