@@ -1,0 +1,151 @@
+"""Runs as Jobs, through the official client, against a stand-in for the API server (no cluster can run here)."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client.trainer import Figures, PodResources, TrainerClient, TrainingFailed
+from tests.trainer.stand_in_kubernetes_api import NAMESPACE, StandInKubernetesApi, serving_stand_in
+from tests.trainer.training_service import ROOT, TrainerProcess, over, tiny, training, until
+
+DONE = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-02T03:04:05Z"}
+SPEC = tiny(executor="kubernetes_job")
+
+Clustered = tuple[TrainerProcess, TrainerClient, StandInKubernetesApi]
+
+
+@pytest.fixture(scope="module")
+def clustered(prepared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clustered]:
+    folder = tmp_path_factory.mktemp("clustered")
+    flags = {
+        "kubernetes-namespace": NAMESPACE,
+        "kubernetes-config": folder / "kubeconfig",
+        "kubernetes-image": "registry.example/reimagen-trainer:1",
+        "kubernetes-claim": "shared",
+        "kubernetes-mount": folder.parent,  # pytest's folder holds data and runs
+        "kubernetes-poll-s": 0.05,
+        "executor": "kubernetes_job",
+    }
+    with serving_stand_in(folder) as (cluster, _):
+        named = [f"--{name}={value}" for name, value in flags.items()]
+        with training(folder / "t", prepared_folder.parent, *named) as (service, client):
+            yield service, client, cluster
+
+
+def test_a_job_trains_for_real(clustered: Clustered) -> None:
+    """Its container's own command is run, in place of a pod; the service sees what it writes, and that it is done."""
+    service, client, cluster = clustered
+    started = client.start(tiny(log_every_s=0.001), name="real")
+    assert started.spec.executor == "kubernetes_job"
+    waiting = until(client, "real", lambda run: run.place)
+    assert (waiting.state, waiting.place, waiting.status) == ("queued", "job/reimagen-real-1", "no pod is ready")
+    pod = threading.Thread(target=cluster.run_job, args=("reimagen-real-1", ROOT))
+    pod.start()
+    until(client, "real", lambda run: run.state == "running")
+    events = list(client.watch("real"))
+    pod.join()
+    assert events[-1].state == "succeeded" and events[-1].progress.examples == 128
+    assert events[-1].ended_at == "2026-01-02T03:04:05Z"
+    assert {event.kind for event in events if isinstance(event, Figures)} == {"train", "held_out"}
+    assert not list((service.runs / "real" / "service").glob("process.json")), "nothing ran here"
+
+
+def test_a_job_that_fails_says_why_and_its_pods_last_lines(clustered: Clustered) -> None:
+    _, client, cluster = clustered
+    client.start(SPEC, name="broken")
+    until(client, "broken", lambda run: run.place)
+    cluster.add_pod("reimagen-broken-1", "Failed", "first\ntrainer: error: --data: no such folder")
+    failed = {"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": "exit code 2"}
+    cluster.set_status("jobs", "reimagen-broken-1", conditions=[failed])
+    run = over(client, "broken")
+    assert run.state == "failed"
+    assert run.error == "PodFailurePolicy: exit code 2\nfirst\ntrainer: error: --data: no such folder"
+    client.start(SPEC, name="broken")
+    assert until(client, "broken", lambda run: run.place).place == "job/reimagen-broken-2"
+    cluster.set_status("jobs", "reimagen-broken-2", conditions=[DONE])
+    assert over(client, "broken").state == "succeeded"
+
+
+def test_cancelling_deletes_the_job_and_waits_until_it_is_gone(clustered: Clustered) -> None:
+    _, client, cluster = clustered
+    client.start(SPEC, name="unwanted")
+    until(client, "unwanted", lambda run: run.place)
+    cluster.set_status("jobs", "reimagen-unwanted-1", active=1, ready=1)
+    until(client, "unwanted", lambda run: run.state == "running")
+    client.cancel("unwanted")
+    run = until(client, "unwanted", lambda run: cluster.deleted)
+    kind, name, options = cluster.deleted[0]
+    assert (kind, name, options["propagationPolicy"]) == ("jobs", "reimagen-unwanted-1", "Foreground")
+    assert (run.state, run.cancelling) == ("running", True), "its pods save their state"
+    cluster.finish_deletion("jobs", "reimagen-unwanted-1")
+    assert over(client, "unwanted").state == "cancelled"
+
+
+def test_several_pods_get_their_service_and_a_train_job_is_followed(clustered: Clustered) -> None:
+    _, client, cluster = clustered
+    client.start(tiny(ranks=4, pod=PodResources(ranks=2, gpus=1)), name="pods")
+    until(client, "pods", lambda run: run.place)
+    assert cluster.objects["jobs"]["reimagen-pods-1"]["spec"]["completions"] == 2
+    service = cluster.objects["services"]["reimagen-pods-1"]
+    assert (
+        service["metadata"]["ownerReferences"][0]["uid"]
+        == cluster.objects["jobs"]["reimagen-pods-1"]["metadata"]["uid"]
+    )
+    client.start(tiny(executor="kubernetes_train_job"), name="flow")
+    run = until(client, "flow", lambda run: run.place)
+    assert run.place == "trainjob/reimagen-flow-1"
+    cluster.set_status("trainjobs", "reimagen-flow-1", jobsStatus=[{"name": "node", "ready": 1}])
+    until(client, "flow", lambda run: run.state == "running")
+    cluster.set_status("trainjobs", "reimagen-flow-1", conditions=[DONE])
+    assert over(client, "flow").state == "succeeded"
+
+
+def test_a_job_is_found_again_and_never_made_twice(clustered: Clustered) -> None:
+    """Killed in the middle of everything, and the API server away while the next service starts."""
+    service, client, cluster = clustered
+    client.start(SPEC, name="kept")
+    until(client, "kept", lambda run: run.place)
+    service.end(signal.SIGKILL)
+    cluster.is_away = True
+    client.close()
+    with service.start() as again:
+        until(again, "kept", lambda run: "does not answer: 503" in run.status)
+        cluster.set_status("jobs", "reimagen-kept-1", active=1, ready=1)
+        cluster.is_away = False
+        run = until(again, "kept", lambda run: run.state == "running")
+        assert (run.place, run.status, run.attempt) == ("job/reimagen-kept-1", "", 1)
+        cluster.finish_deletion("jobs", "reimagen-kept-1")
+        gone = over(again, "kept")
+        assert (gone.state, gone.error) == ("failed", "is gone")
+        _check_refusals(again, cluster)
+
+
+def _check_refusals(client: TrainerClient, cluster: StandInKubernetesApi) -> None:
+    cluster.refusals = [(500, "etcd is busy"), (429, "later"), (403, "exceeded quota: gpus")]
+    client.start(SPEC, name="greedy")
+    run = over(client, "greedy")
+    assert run.state == "failed"
+    assert run.error == "Job reimagen-greedy-1 is refused: 403 exceeded quota: gpus"
+    cluster.objects["jobs"]["reimagen-theirs-1"] = {"kind": "Job", "metadata": {"name": "reimagen-theirs-1"}}
+    client.start(SPEC, name="theirs")
+    run = over(client, "theirs")
+    assert run.state == "failed" and "which is not of this run" in run.error
+
+
+@pytest.mark.parametrize(
+    ("field", "spec"),
+    [
+        ("spec.pod.ranks", tiny(ranks=4, pod=PodResources(ranks=3))),
+        ("spec.pod", tiny(executor="local", pod=PodResources(gpus=1))),
+    ],
+)
+def test_pods_that_cannot_be_are_refused(clustered: Clustered, field: str, spec) -> None:
+    service, _, _ = clustered
+    with TrainerClient(service.address) as client, pytest.raises(TrainingFailed) as refused:
+        client.start(spec)
+    assert [violation.field for violation in refused.value.violations] == [field]
