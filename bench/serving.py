@@ -228,7 +228,8 @@ def _with_low_res(inputs: Any, pictures: np.ndarray) -> Any:
 @contextmanager
 def _triton(bench: Bench, folder: Path) -> Iterator[TritonServer]:
     export(ExportSettings(weights=bench.weights, repository=folder / "models", threads=bench.threads))
-    with running_triton(TritonSettings(repository=folder / "models", log=folder / "triton.log")) as server:
+    settings = TritonSettings(repository=folder / "models", log=folder / "triton.log", nice=10)  # as in `make up`
+    with running_triton(settings) as server:
         yield server
 
 

@@ -51,6 +51,9 @@ def add_up_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         type=Path,
         help="file with the key by which models are loaded and unloaded; written with a new one where it is not there",
     )
+    serving.add_argument(
+        "--nice", type=int, default=0, metavar="N", help="how much it yields to other processes (default: %(default)s)"
+    )
     serving.set_defaults(body=_serve_triton)
 
 
@@ -82,6 +85,7 @@ def _serve_triton(flags: argparse.Namespace) -> None:
         log=flags.log,
         grpc_port=flags.port,
         metrics_port=flags.metrics_port,
+        nice=flags.nice,
         admin_key=_kept_key(flags.admin_key_file) if flags.admin_key_file else "",
     )
     with running_triton(settings) as server:
