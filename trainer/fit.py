@@ -68,6 +68,7 @@ class Trainer:
     Attributes:
         warm_start: what a new run took over from other weights.
         stopping: the run ends after this step.
+        hurried: a rank was asked to by a signal, and all end without a last evaluation: what sent it may not wait for long.
     """
 
     preset: Preset
@@ -81,6 +82,8 @@ class Trainer:
     watchdog: Watchdog | None = None
     warm_start: WarmStart | None = None
     stopping: bool = False
+    hurried: bool = False
+    _signalled: bool = False
     _whole: UNet | None = None
     _saved_step: int = -1
 
@@ -206,7 +209,8 @@ class Trainer:
             self._loop(schedule, show, look)
             if self._saved_step != self.state.step:
                 self.save()
-            self.evaluate(look)
+            if not self.hurried:
+                self.evaluate(look)
 
     def _loop(
         self, schedule: Schedule, show: Callable[[int, dict[str, float]], None], look: Callable[[Trainer], None]
@@ -248,14 +252,15 @@ class Trainer:
     def _agree(self, clock: _Clock) -> tuple[bool, bool]:
         """Whether to evaluate and to save now, as the first rank's clock says; and whether any rank was asked to stop."""
         leads, step = self.ranks.leads, self.state.step
-        stop, evaluate, save = self.ranks.sums(
+        hurried, stop, evaluate, save = self.ranks.sums(
             [
+                float(self._signalled),
                 float(self.stopping),
                 float(leads and clock.due("evaluate", step)),
                 float(leads and clock.due("save", step)),
             ]
         )
-        self.stopping = stop > 0
+        self.hurried, self.stopping = hurried > 0, hurried + stop > 0
         return evaluate > 0, save > 0
 
     def _log_window(self, window: list[dict[str, float]], seconds: float) -> None:
@@ -274,9 +279,9 @@ class Trainer:
 
     @contextmanager
     def _until_asked_to_stop(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the loop after the step that runs, and let the state be saved."""
+        """SIGTERM and Ctrl-C end the loop after the step that runs; the state is saved."""
         signals = (signal.SIGTERM, signal.SIGINT)
-        previous = [signal.signal(number, lambda *_: setattr(self, "stopping", True)) for number in signals]
+        previous = [signal.signal(number, lambda *_: setattr(self, "_signalled", True)) for number in signals]
         try:
             yield
         finally:

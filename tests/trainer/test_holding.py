@@ -168,7 +168,6 @@ def test_ranks_that_are_told_to_stop_agree_on_where(uninterrupted: Path, prepare
     process.communicate(timeout=90)
     name, _ = last_state(tmp_path)
     assert name == f"state-{max(curve(tmp_path)):08d}.safetensors"
-    assert read_log(tmp_path)[-1]["kind"] == "held_out", "it ended in order"
     assert main(command(prepared_folder, tmp_path, *END)) == 0
     for step, seen in curve(uninterrupted).items():
         assert curve(tmp_path)[step] == pytest.approx(seen, rel=1e-3)
