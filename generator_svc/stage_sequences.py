@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,13 @@ from generator_svc.stage_engine import Job, StageEngine, Step
 from generator_svc.stage_inputs import StageInputs
 from generator_svc.stage_tensors import ModelCard, StageRequest, StageResponse
 
+MAX_WITHDRAWN = 1024  # names that are kept of requests which were withdrawn before they came
+
 log = logging.getLogger(__name__)
+
+
+class _Withdrawn(Exception):
+    """What ends a job for which nobody waits: its stream ends without an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +36,7 @@ class Turn:
 
     Attributes:
         sequence: which request it is; the same at each of its turns.
+        name: the request id that its caller gave it; empty: none.
         is_start: whether this is its first turn.
         read: its content.
         is_cancelled: whether nobody waits any more; may be asked after the turn, and on another thread.
@@ -38,6 +46,7 @@ class Turn:
     """
 
     sequence: int
+    name: str
     is_start: bool
     read: Callable[[], StageRequest]
     is_cancelled: Callable[[], bool]
@@ -48,6 +57,7 @@ class Turn:
 
 @dataclass(kw_only=True, eq=False)
 class _Live:
+    name: str
     job: Job
     num_bytes: int
     preview_every: int
@@ -69,6 +79,7 @@ class Sequences:
         self._idle_s = idle_s
         self._clock = clock
         self._live: dict[int, _Live] = {}
+        self._withdrawn: deque[str] = deque(maxlen=MAX_WITHDRAWN)
         self._lock = threading.Lock()
 
     @property
@@ -128,7 +139,11 @@ class Sequences:
     def _begin(self, turn: Turn) -> None:
         request = turn.read()
         if request.inputs is None:
+            self._withdraw(turn.name)
             turn.send(StageResponse(model=self._card), True)
+            return
+        if turn.name in self._withdrawn:
+            turn.send(StageResponse(), True)
             return
         needed = self._engine.needed_bytes(
             num_pictures=len(request.plans),
@@ -143,6 +158,7 @@ class Sequences:
             raise
         now = self._clock()
         self._live[turn.sequence] = _Live(
+            name=turn.name,
             job=job,
             num_bytes=needed,
             preview_every=request.preview_every,
@@ -151,6 +167,16 @@ class Sequences:
             last_turn=now,
             steps=[0] * len(request.plans),
         )
+
+    def _withdraw(self, name: str) -> None:
+        """End the request of this name, if any, before its next step; one that is still on its way does not begin."""
+        if not name:
+            return
+        named = [live for live in self._live.values() if live.name == name]
+        for live in named:
+            self._fail(live, _Withdrawn())
+        if not named:
+            self._withdrawn.append(name)
 
     def _advance(self, present: set[int]) -> None:
         moving = {
@@ -177,7 +203,10 @@ class Sequences:
         if live.job.error is not None:
             self._drop(turn.sequence)
             error = live.job.error
-            turn.send_error(error if isinstance(error, ServiceError) else self._explained(error))
+            if isinstance(error, _Withdrawn):
+                turn.send(StageResponse(), True)
+            else:
+                turn.send_error(error if isinstance(error, ServiceError) else self._explained(error))
             return
         rounds = _rounds(live.job.take_moved())
         for i, moved in enumerate(rounds):
@@ -199,7 +228,7 @@ class Sequences:
             model=self._card if is_last else None,
         )
 
-    def _fail(self, live: _Live, error: ServiceError) -> None:
+    def _fail(self, live: _Live, error: Exception) -> None:
         """Free what it keeps at once; the error is told at its next turn."""
         live.job.fail(error)
         self._engine.room.give_back(live.num_bytes)

@@ -5,7 +5,8 @@ round in which pictures of the order took a step, the last one with the finished
 leading dimension of 1, since a request is one row of Triton's batch; texts and plans travel as JSON in UINT8, because
 the Python backend of 2.51 ends its process over BYTES under NumPy 2.
 
-    plans            UINT8 [N]           JSON array of `Plan.to_json`; an empty one asks for `model` alone
+    plans            UINT8 [N]           JSON array of `Plan.to_json`; an empty one asks for `model` alone,
+                                         and ends the live request of the same request id
     preview_every    INT32 [1]           a preview after each so many steps of a picture; 0: none
     <field>          see INPUT_KINDS     each field of `StageInputs`; one that is None is left out
 

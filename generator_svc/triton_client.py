@@ -4,8 +4,8 @@ What was measured on Triton 2.51 and is kept by tests:
 
 * A sequence gets its id from Triton: ids that several generators choose would meet, and the second of two equal ones
   ends the first. The START and END flags are the scheduler's too; a request that bears END is never run again.
-* With the header `triton_grpc_error` a stream ends with the status that the model gave. What is refused before it
-  reaches a model still comes as a text without one.
+* An error in a stream is a text without a status. The header `triton_grpc_error` would have the stream end with one, and
+  ends the whole server (SIGSEGV) once in some dozens of such errors.
 * A request whose stub has been killed is INTERNAL after about a second, and so is every later one, while all of
   Triton's own health calls go on saying "ready".
 * Cancelling a call under way may end the whole server (SIGSEGV) or take a request of the same model with it, which then
@@ -42,7 +42,6 @@ Kind = Literal[
 """What went wrong at Triton, as metrics label it."""
 
 _DATA_TYPES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
-_STATUS_HEADER = {"triton_grpc_error": "true"}
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 """Name of the header that Triton asks for where its model repository is restricted; `--grpc-restricted-protocol` says so."""
 _OPTIONS = (
@@ -113,6 +112,7 @@ _TEXTS = (
         kind="unreachable",
     ),
 )
+_REFUSED = re.compile(r"inference input|input '")  # what comes before the model says of a request's tensors
 _PREFIX = re.compile(r"^\[request id: [^\]]*\] ")
 
 
@@ -142,9 +142,10 @@ def explain(code: grpc.StatusCode | None, text: str, *, where: str) -> Exception
             return EndpointFailed(f"{where}: {_first_line(said)}", kind=known.kind, is_down=known.is_down)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return _late(where)
-    if code in (None, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
+    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED) or _REFUSED.search(said):
         return RequestRefused(f"{where}: {said}")
-    return EndpointFailed(f"{where}: {code.name}: {_first_line(said)}", kind="other", is_down=False)
+    named = f"{code.name}: " if code else ""
+    return EndpointFailed(f"{where}: {named}{_first_line(said)}", kind="other", is_down=False)
 
 
 def kind_of(error: Exception) -> Kind | None:
@@ -217,7 +218,7 @@ class TritonClient:
             yield request
 
         limit_s = None if timeout_s is None else timeout_s + LEFT_S
-        responses: Any = self._client.stream_infer(requests(), stream_timeout=limit_s, headers=_STATUS_HEADER)
+        responses: Any = self._client.stream_infer(requests(), stream_timeout=limit_s)
         return _Answers(responses, f"{model} at {self.address}")
 
     def _see_off(self, answers: _Answers, parting: Coroutine[Any, Any, None]) -> None:

@@ -33,12 +33,13 @@ from generator_svc.triton_endpoints import Endpoint, EndpointPolicy, Endpoints
 from generator_svc.triton_metrics import TritonMetrics
 from generator_svc.triton_retries import RetryBudget, with_retries
 
+_NO_PLANS = pack_request(StageRequest(plans=(), inputs=None))
+"""Asks for the model's card; under the request id of a live request it ends that one."""
+
 
 async def ask_card(model: str, client: TritonClient, timeout_s: float) -> ModelCard:
     """What a stage's model says of itself: its canary, which runs in the model's own process, between two steps."""
-    async with aclosing(
-        client.stream(model, pack_request(StageRequest(plans=(), inputs=None)), timeout_s=timeout_s)
-    ) as answers:
+    async with aclosing(client.stream(model, _NO_PLANS, timeout_s=timeout_s)) as answers:
         async for tensors in answers:
             if (card := unpack_response(tensors).model) is not None:
                 return card
@@ -168,7 +169,8 @@ class TritonSeat:
         model, metrics = self._stage.spec.name, self._stage.metrics
         sent = time.monotonic()
         began = None
-        async with aclosing(endpoint.client.stream(model, tensors, timeout_s=timeout_s)) as answers:
+        stream = endpoint.client.stream(model, tensors, timeout_s=timeout_s, farewell=_NO_PLANS)
+        async with aclosing(stream) as answers:
             async for answer in answers:
                 now = time.monotonic()
                 if began is None:

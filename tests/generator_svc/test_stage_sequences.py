@@ -30,6 +30,7 @@ class Caller:
 
     number: int
     request: StageRequest
+    name: str = ""
     timeout_s: float | None = None
     is_gone: bool = False
     has_started: bool = False
@@ -41,6 +42,7 @@ class Caller:
         is_start, self.has_started = not self.has_started, True
         return Turn(
             sequence=self.number,
+            name=self.name,
             is_start=is_start,
             read=lambda: self.request,
             is_cancelled=lambda: self.is_gone,
@@ -125,6 +127,43 @@ def test_none_gets_more_than_a_round_ahead_of_what_it_was_told(desk: Desk) -> No
     assert desk.batches.count(2) == 1, "a request whose turn does not come is moved once"
     desk.execute(silent)
     assert [response.steps for response in silent.said] == [(1,), (2,), (3,)]
+
+
+def withdraw(number: int, name: str) -> Caller:
+    """What whoever leaves the request of this name sends."""
+    return Caller(number, StageRequest(plans=(), inputs=None), name=name)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_withdrawn_request_takes_no_further_step_and_ends_without_an_error(desk: Desk, is_first: bool) -> None:
+    left, other = make_caller(1, 50, name="left"), make_caller(2, 5, name="other")
+    desk.execute(left, other)
+    farewell = withdraw(3, "left")
+    desk.execute(*((farewell, left, other) if is_first else (left, other, farewell)))
+    assert desk.batches == [2, 1]
+    assert left.is_done and left.error is None and left.said[-1] == StageResponse()
+    assert farewell.is_done and farewell.said[0].model == CARD
+    assert desk.sequences.num_live == 1
+    while not other.is_done:
+        desk.execute(other)
+    assert other.said[-1].pictures is not None and desk.is_empty
+
+
+def test_a_request_that_is_withdrawn_in_the_turn_of_another_frees_its_room_at_once(desk: Desk) -> None:
+    left = make_caller(1, 50, name="left")
+    desk.execute(left)
+    desk.execute(withdraw(2, "left"))
+    assert desk.engine.room.taken == 0 and desk.batches == [1]
+    desk.execute(left)
+    assert left.said[-1] == StageResponse() and desk.is_empty
+
+
+def test_a_request_that_is_withdrawn_on_its_way_does_not_begin(desk: Desk) -> None:
+    desk.execute(withdraw(1, "late"))
+    late, other, unnamed = make_caller(2, 5, name="late"), make_caller(3, 5, name="other"), make_caller(4, 5)
+    desk.execute(late, other, unnamed, withdraw(5, ""))
+    assert late.is_done and late.error is None and late.said == [StageResponse()]
+    assert desk.batches == [2] and desk.sequences.num_live == 2
 
 
 def test_a_gone_caller_is_freed_in_the_turn_of_another(desk: Desk) -> None:

@@ -296,6 +296,42 @@ def test_cancelling_stops_the_network_within_a_step(host: Host, triton_server: T
         time.sleep(0.1)
 
 
+def test_requests_that_are_left_or_fail_harm_no_other(host: Host, triton_server: TritonServer) -> None:
+    """Calls that are cancelled, and errors with a status, end this Triton within some dozens of them."""
+    good = pack_request(StageRequest(plans=plans(64, 7, 40), inputs=text_inputs(3, 2)))
+    bad = {name: tensor for name, tensor in good.items() if name != "text"}
+    nothing = pack_request(StageRequest(plans=(), inputs=None))
+
+    async def leave(client: TritonClient, number: int) -> None:
+        seen = 0
+        async with aclosing(client.stream("unet_64", good, timeout_s=30.0, farewell=nothing)) as answers:
+            async for _ in answers:
+                seen += 1
+                if seen > number % 4:
+                    break
+
+    async def fail(client: TritonClient) -> None:
+        async with aclosing(client.stream("unet_64", bad, timeout_s=30.0)) as answers:
+            with pytest.raises(InvalidArgument):
+                await anext(answers)
+
+    async def ask() -> None:
+        client = TritonClient(triton_server.address)
+        for number in range(30):
+            await asyncio.gather(*(leave(client, number + i) for i in range(6)), *(fail(client) for _ in range(4)))
+        async with asked(64, triton_server.address) as asking:
+            await asking.draw(plans(64, 7, 3), text_inputs(3, 2))
+        await client.close()
+
+    before = triton_server.log.read_text().count("HandleCancellation")
+    host.call(ask(), timeout_s=120.0)
+    assert triton_server.log.read_text().count("HandleCancellation") == before
+    until = time.monotonic() + 5
+    while figure(triton_server, LIVE, "unet_64"):
+        assert time.monotonic() < until, "state is kept"
+        time.sleep(0.1)
+
+
 def test_a_deadline_ends_the_work_there_too(host: Host, triton_server: TritonServer) -> None:
     async def ask() -> float:
         steps = Steps(triton_server)

@@ -71,6 +71,7 @@ def _turn(request: Any) -> Turn:
     timeout_us = request.timeout()
     return Turn(
         sequence=request.correlation_id(),
+        name=request.request_id(),
         is_start=bool(request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START),
         read=lambda: unpack_request({tensor.name(): _array(tensor) for tensor in request.inputs()}),
         is_cancelled=sender.is_cancelled,
