@@ -16,8 +16,19 @@ from tests.generator_svc.conftest import (
     weights,
 )
 from tests.generator_svc.tiny_stack import Host, Service
+from tests.trainer.conftest import corpus_folder, prepared_folder
 
-__all__ = ["generator", "host", "knowledge_base", "make_generator", "retrieval_address", "small_disk", "weights"]
+__all__ = [
+    "corpus_folder",
+    "generator",
+    "host",
+    "knowledge_base",
+    "make_generator",
+    "prepared_folder",
+    "retrieval_address",
+    "small_disk",
+    "weights",
+]
 
 
 @pytest.fixture(scope="session")

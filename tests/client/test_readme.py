@@ -1,4 +1,5 @@
-"""Every command and every program of client/README.md, against the real services with tiny weights."""
+"""Every command and every program of client/README.md, against the real services with tiny weights; those of training are
+in test_trainer_client.py."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def ran(command: list[str], code: str, folder: Path, generator: str, retrieval: 
 
 
 def test_the_commands(folder: Path, generator_address: str, retrieval_address: str) -> None:
-    drawing, bases = blocks("sh")
+    drawing, bases, _ = blocks("sh")
     shell = ["bash", "-e", "-u", "-c"]
     ran(shell, drawing, folder, generator_address, retrieval_address)
     assert (folder / "out" / "image-7.png").is_file() and (folder / "again" / "image-7.webp").is_file()
@@ -59,7 +60,7 @@ def test_the_commands(folder: Path, generator_address: str, retrieval_address: s
 
 
 def test_the_programs(folder: Path, generator_address: str, retrieval_address: str) -> None:
-    program, concurrent = blocks("python")
+    program, concurrent, _ = blocks("python")
     said = ran([sys.executable, "-c"], program, folder, generator_address, retrieval_address)
     assert "CC-BY-4.0" in said and "SERVING" in said and (folder / "dog-7.png").is_file()
     assert "StepDone" in said and "['demo']" in said

@@ -18,6 +18,7 @@ from client.trainer import Run, RunSpec, TrainerClient
 ROOT = Path(__file__).parents[2]
 START_S, PATIENCE_S = 60.0, 120.0
 POLL_S = 0.05
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait do not spin
 
 
 class TrainerProcess:
@@ -40,7 +41,7 @@ class TrainerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "trainer.service", *named, *self._flags],
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+                env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdout=subprocess.PIPE,
                 stderr=log,
             )

@@ -68,8 +68,8 @@ class Executor(Protocol):
         """How an attempt does."""
         ...
 
-    def stop(self, record: RunRecord) -> None:
-        """Ask an attempt to save its state and end; asking again changes nothing."""
+    def stop(self, record: RunRecord) -> bool:
+        """Ask an attempt to save its state and end; asking again changes nothing. Gives whether it could be asked yet."""
         ...
 
     def kill(self, record: RunRecord) -> None:

@@ -62,9 +62,10 @@ class KubernetesRuns:
         self._make_findable(job, record)  # a service that ended in the middle of `launch` had not
         return Observed(phase=Phase.WAITING, place=place, status="no pod is ready")
 
-    def stop(self, record: RunRecord) -> None:
+    def stop(self, record: RunRecord) -> bool:
         """See `Executor`."""
         self._api.delete(self._kind, job_name(record))
+        return True
 
     def kill(self, record: RunRecord) -> None:
         """See `Executor`."""

@@ -94,11 +94,10 @@ class LocalProcess:
             return None
         return ProcessId(pid=written["pid"], start_ticks=written["start_ticks"], boot_id=written["boot_id"])
 
-    def terminate(self) -> None:
-        """Ask it to end; asking again changes nothing."""
+    def terminate(self) -> bool:
+        """Ask it to end; asking again changes nothing. Gives whether it could be asked: not before it has begun."""
         process = self.process()
-        if process is not None:
-            send(process, signal.SIGTERM)
+        return process is not None and send(process, signal.SIGTERM)
 
     def kill(self) -> None:
         """End all that belongs to it; whoever waits for it writes that down."""

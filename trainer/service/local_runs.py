@@ -44,9 +44,9 @@ class LocalRuns:
             ended_s=seen.time_s,
         )
 
-    def stop(self, record: RunRecord) -> None:
+    def stop(self, record: RunRecord) -> bool:
         """See `Executor`."""
-        self._process(record).terminate()
+        return self._process(record).terminate()
 
     def kill(self, record: RunRecord) -> None:
         """See `Executor`."""

@@ -190,8 +190,7 @@ class Runs:
     def _stop(self, record: RunRecord, executor: Executor) -> None:
         if record.cancel_asked_s is None:
             return
-        if record.token not in self._stopped:
-            executor.stop(record)
+        if record.token not in self._stopped and executor.stop(record):
             self._stopped.add(record.token)
         elif time.time() - record.cancel_asked_s > self._cancel_grace_s:
             executor.kill(record)

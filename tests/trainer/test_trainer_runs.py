@@ -1,0 +1,267 @@
+"""What the service knows of its runs, on disk and in what they write: no process is started here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.service.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, ServiceError, Unavailable
+from trainer.service.executor import ExecutorAway, Observed, Phase
+from trainer.service.local_runs import LocalRuns
+from trainer.service.run_log import CHUNK_BYTES, LogTail, ProgressReader
+from trainer.service.run_record import FOLDER, RECORD, RunRecord, RunState, read_record, write_record
+from trainer.service.run_spec import ExecutorKind, PodResources, RunSpec
+from trainer.service.runs import Runs
+from trainer.service.spec_rules import Folders
+
+REQUEST, OTHER = "0f4c4b86-6e9b-4b39-9a0e-0b5f8e0c7a11", "8b7d3c1e-1111-4222-8333-944455566677"
+SPEC = RunSpec(preset="tiny-64", data="shapes")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    """With what looks like prepared corpora and weights."""
+    made = Folders(runs=tmp_path / "runs", data=tmp_path / "data", weights=tmp_path / "weights")
+    made.runs.mkdir()
+    for name in ("shapes", "letters"):
+        (made.data / name).mkdir(parents=True)
+        (made.data / name / "prepared.json").write_text("{}")
+    (made.weights / "first").mkdir(parents=True)
+    (made.weights / "first" / "manifest.json").write_text("{}")
+    return made
+
+
+class Obedient(LocalRuns):
+    """Does nothing, and is seen to do what it was told."""
+
+    def __init__(self, folders: Folders, max_runs: int = 1) -> None:
+        super().__init__(folders, max_runs=max_runs)
+        self.seen: dict[str, Observed | ExecutorAway] = {}
+        self.launched: list[str] = []
+        self.stopped: list[str] = []
+
+    def launch(self, record: RunRecord) -> None:
+        self.launched.append(record.name)
+        self.seen.setdefault(record.name, Observed(phase=Phase.RUNNING, place="here"))
+
+    def observe(self, record: RunRecord) -> Observed:
+        seen = self.seen.get(record.name, Observed(phase=Phase.ABSENT))
+        if isinstance(seen, ExecutorAway):
+            raise seen
+        return seen
+
+    def stop(self, record: RunRecord) -> bool:
+        self.stopped.append(record.name)
+        return True
+
+
+def opened(folders: Folders, executor: LocalRuns | None = None) -> Runs:
+    """What a service finds when it starts."""
+    executors = {ExecutorKind.LOCAL: executor or Obedient(folders)}
+    return Runs(folders, executors, default=ExecutorKind.LOCAL, cancel_grace_s=60.0)
+
+
+def wrote(folders: Folders, name: str, *lines: dict[str, Any]) -> None:
+    """The run has logged these lines."""
+    with (folders.run(name) / "log.jsonl").open("a") as stream:
+        stream.writelines(json.dumps({"time": 1.0, "kind": "train"} | line) + "\n" for line in lines)
+
+
+def reason(refused: pytest.ExceptionInfo[ServiceError]) -> str:
+    return refused.value.reason
+
+
+def test_records_are_kept_whole(folders: Folders) -> None:
+    record = RunRecord(
+        name="a",
+        spec=replace(
+            SPEC,
+            executor=ExecutorKind.KUBERNETES_JOB,
+            ranks=2,
+            limit_s=1.5,
+            pod=PodResources(gpus=1, memory_bytes=2**40),
+        ),
+        state=RunState.FAILED,
+        attempt=3,
+        token="t",
+        created_s=1.0,
+        queued_s=2.0,
+        requests={REQUEST: "digest"},
+        launched=True,
+        started_s=3.0,
+        error="why",
+    )
+    write_record(record, folders.run("a"))
+    assert read_record(folders.run("a")) == record
+    assert read_record(folders.run("b")) is None
+
+
+def test_what_was_asked_is_known_to_the_next_service(folders: Folders) -> None:
+    runs = opened(folders)
+    first = runs.start("a", SPEC, REQUEST)
+    again = opened(folders)
+    assert again.get("a") == first
+    assert again.start("a", SPEC, REQUEST.upper()) == first
+    with pytest.raises(InvalidArgument) as refused:
+        again.start("b", SPEC, REQUEST)
+    assert reason(refused) == "REQUEST_ID_REUSED"
+
+
+def test_a_run_without_a_name_gets_one_that_its_request_decides(folders: Folders) -> None:
+    runs = opened(folders)
+    assert runs.start("", SPEC, REQUEST).name == "tiny-64-0f4c4b86"
+    assert runs.start("", SPEC, REQUEST).name == "tiny-64-0f4c4b86"
+    assert runs.start("", SPEC, "").name != runs.start("", SPEC, "").name
+
+
+def test_a_run_that_succeeded_goes_on_only_where_examples_are_left(folders: Folders) -> None:
+    executor = Obedient(folders)
+    runs = opened(folders, executor)
+    runs.start("a", replace(SPEC, examples=64), REQUEST)
+    runs.reconcile(ExecutorKind.LOCAL)
+    wrote(folders, "a", {"step": 8, "examples": 64, "loss": 0.5})
+    executor.seen["a"] = Observed(phase=Phase.OVER, succeeded=True, ended_s=9.0)
+    runs.reconcile(ExecutorKind.LOCAL)
+    assert (runs.get("a").state, runs.get("a").ended_s) == (RunState.SUCCEEDED, 9.0)
+    with pytest.raises(AlreadyExists) as refused:
+        runs.start("a", replace(SPEC, examples=64), "")
+    assert reason(refused) == "RUN_IS_COMPLETE"
+    for change in ({"data": "letters"}, {"preset": "tiny-256"}, {"start_from": "first"}):
+        with pytest.raises(AlreadyExists) as refused:
+            runs.start("a", replace(SPEC, **change), "")
+        assert reason(refused) == "RUN_DIFFERS"
+    assert runs.start("a", replace(SPEC, examples=64), REQUEST).attempt == 1, "the first request, again"
+    following = runs.start("a", replace(SPEC, examples=128), OTHER)
+    assert (following.attempt, following.state, following.launched) == (2, RunState.QUEUED, False)
+    assert set(following.requests) == {REQUEST, OTHER} and following.token != opened(folders).get("a").name
+
+
+@pytest.mark.parametrize(
+    ("asked", "seen", "examples", "state"),
+    [
+        (False, {"succeeded": True}, 64, RunState.SUCCEEDED),  # its time was up
+        (False, {"succeeded": False, "error": "why"}, 64, RunState.FAILED),
+        (False, {"succeeded": True, "asked_to_end": True}, 64, RunState.FAILED),  # by nobody of ours
+        (True, {"succeeded": True, "asked_to_end": True}, 64, RunState.CANCELLED),
+        (True, {"succeeded": False, "asked_to_end": True}, 64, RunState.CANCELLED),
+        (True, {"succeeded": True, "asked_to_end": True}, 128, RunState.SUCCEEDED),  # it was done already
+        (True, {"succeeded": True}, 128, RunState.SUCCEEDED),
+    ],
+)
+def test_what_an_end_means(folders: Folders, asked: bool, seen: dict[str, Any], examples: int, state: RunState) -> None:
+    executor = Obedient(folders)
+    runs = opened(folders, executor)
+    runs.start("a", SPEC, "")
+    runs.reconcile(ExecutorKind.LOCAL)
+    wrote(folders, "a", {"step": examples // 8, "examples": examples, "loss": 0.5})
+    if asked:
+        runs.cancel("a")
+        runs.reconcile(ExecutorKind.LOCAL)
+        runs.reconcile(ExecutorKind.LOCAL)
+        assert executor.stopped == ["a"], "once"
+    executor.seen["a"] = Observed(phase=Phase.OVER, **seen)
+    runs.reconcile(ExecutorKind.LOCAL)
+    assert runs.get("a").state == state
+    assert bool(runs.get("a").error) == (state == RunState.FAILED)
+
+
+def test_turns_are_taken_in_order_and_written_down_before_they_are_used(folders: Folders) -> None:
+    executor = Obedient(folders, max_runs=2)
+    runs = opened(folders, executor)
+    for name in ("d", "c", "b", "a"):
+        runs.start(name, SPEC, "")
+    runs.reconcile(ExecutorKind.LOCAL)
+    assert executor.launched == ["d", "c"]
+    assert [runs.queue_position(runs.get(name)) for name in "abcd"] == [2, 1, 0, 0]
+    # The service ends between writing down and launching: the next one launches, and no third one.
+    following = Obedient(folders, max_runs=2)
+    later = opened(folders, following)
+    later.reconcile(ExecutorKind.LOCAL)
+    assert following.launched == ["c", "d"]
+
+
+def test_an_executor_that_is_away_says_so_and_changes_nothing(folders: Folders) -> None:
+    executor = Obedient(folders)
+    runs = opened(folders, executor)
+    runs.start("a", SPEC, "")
+    runs.reconcile(ExecutorKind.LOCAL)
+    runs.reconcile(ExecutorKind.LOCAL)
+    executor.seen["a"] = ExecutorAway("nobody answers")
+    runs.reconcile(ExecutorKind.LOCAL)
+    assert (runs.get("a").state, runs.get("a").status) == (RunState.RUNNING, "nobody answers")
+    executor.seen["a"] = Observed(phase=Phase.RUNNING, place="here")
+    runs.reconcile(ExecutorKind.LOCAL)
+    assert runs.get("a").status == ""
+
+
+def test_a_damaged_record_is_told_and_hides_no_other(folders: Folders) -> None:
+    runs = opened(folders)
+    for name in ("a", "b"):
+        runs.start(name, SPEC, "")
+    path = folders.run("a") / FOLDER / RECORD
+    path.write_text(path.read_text()[:40])
+    later = opened(folders)
+    assert later.get("b").state == RunState.QUEUED
+    for ask in (lambda: later.get("a"), lambda: later.cancel("a"), lambda: later.start("a", SPEC, "")):
+        with pytest.raises(DataLoss, match="damaged"):
+            ask()
+    with pytest.raises(NotFound):
+        later.get("c")
+
+
+def test_a_run_that_cannot_be_written_down_is_not_started(folders: Folders) -> None:
+    runs = opened(folders)
+    folders.run("a").write_text("a file where a folder is needed")
+    with pytest.raises(Unavailable) as refused:
+        runs.start("a", SPEC, REQUEST)
+    assert reason(refused) == "NOT_WRITTEN"
+    folders.run("a").unlink()
+    assert runs.start("a", SPEC, REQUEST).attempt == 1
+
+
+def test_lines_are_read_once_whole_and_from_the_start_where_the_log_was_cut(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    tail = LogTail(tmp_path)
+    assert tail.read() == []
+    line = {"time": 1.0, "kind": "train", "side": 16, "examples": 8, "loss": float("nan"), "note": "text"}
+    log.write_text(json.dumps({"step": 1} | line) + "\n" + '{"step": 2, "ti')
+    (first,) = tail.read()
+    assert (first.step, first.kind, list(first.values)) == (1, "train", ["loss"])
+    assert tail.read() == []
+    with log.open("a") as stream:
+        stream.write('me": 2.0, "kind": "held_out", "examples": 16, "full": 0.5}\nno line of ours\n')
+    assert [(found.step, found.values) for found in tail.read()] == [(2, {"full": 0.5})]
+    log.write_text(json.dumps({"step": 3} | line) + "\n")
+    assert [found.step for found in tail.read()] == [3]
+
+
+def test_a_long_log_comes_in_parts(tmp_path: Path) -> None:
+    line = json.dumps({"time": 1.0, "kind": "train", "examples": 8, "loss": 0.1, "step": 1}) + "\n"
+    num = 2 * CHUNK_BYTES // len(line)
+    (tmp_path / "log.jsonl").write_text(line * num)
+    tail, parts = LogTail(tmp_path), []
+    while found := tail.read():
+        parts.append(len(found))
+    assert sum(parts) == num and len(parts) >= 2
+
+
+def test_progress_is_the_newest_line_with_the_newest_training_figures(tmp_path: Path) -> None:
+    reader = ProgressReader()
+    assert reader.read(tmp_path) is None
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "time": 1, "kind": "held_out", "examples": 8, "full": 1}\n')
+    found = reader.read(tmp_path)
+    assert found is not None and (found.step, found.loss, found.examples_per_second) == (1, None, 0.0)
+    with (tmp_path / "log.jsonl").open("a") as stream:
+        stream.write('{"step": 2, "time": 2, "kind": "train", "examples": 16, "loss": 0.25, "examples_per_s": 4}\n')
+        stream.write('{"step": 3, "time": 3, "kind": "held_out", "examples": 24, "full": 1}\n')
+    found = reader.read(tmp_path)
+    assert found is not None and (found.step, found.examples, found.loss, found.examples_per_second) == (
+        3,
+        24,
+        0.25,
+        4.0,
+    )
