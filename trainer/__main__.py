@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from common.text import TextEncoder, packaged_encoder
 from trainer.clip_command import add_clip_flags, fit_clip
 from trainer.crops import prepare_crops
 from trainer.dataset import Prepared, Progress, open_prepared, prepare
+from trainer.dry_run import dry_run
 from trainer.fit import Trainer, open_run
 from trainer.fit_command import add_fit_flags, at_side, fit, open_source
 from trainer.knn_command import add_corpus_flags, add_knn_flags, ask_for_neighbors, make_corpus
@@ -28,6 +29,7 @@ from trainer.knn_lookup import LookupFailed
 from trainer.presets import PRESETS, Preset, preset
 from trainer.publish import publish
 from trainer.snapshots import average_of_length
+from trainer.state import uses_bfloat16
 
 DATA = Path("runs/prepared")
 EXPECTED = (CorpusError, CheckpointError, ValueError, FileNotFoundError, LookupFailed, RetrievalFailed)
@@ -106,9 +108,14 @@ def _fit(flags: argparse.Namespace) -> None:
     row = preset(flags.preset)
     if flags.side is not None:
         row = at_side(row, flags.side)
+    if flags.accumulation is not None:
+        row = replace(row, accumulation=flags.accumulation)
     if flags.dry_run:
-        print(json.dumps(row.to_json(), indent=2))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        print(dry_run(row, ranks=flags.ranks, bfloat16=uses_bfloat16(row, device)))
         return
+    if flags.ranks != 1:
+        raise ValueError("--ranks: goes with --dry-run; torchrun starts ranks")
     fit(flags, row, os.environ)
 
 

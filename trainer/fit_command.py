@@ -52,7 +52,13 @@ def add_fit_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--start-from", type=Path, help="what a new run starts from: a weights folder, a run's folder or a state's file"
     )
-    command.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    command.add_argument(
+        "--accumulation", type=int, help="take a step's batch in so many parts, whatever the preset says"
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration, memory and FLOP, and stop"
+    )
+    command.add_argument("--ranks", type=int, default=1, help="with --dry-run: reckon this many ranks, too")
     command.add_argument(
         "--parallel", choices=PARALLEL, help="how weights are laid over the ranks (default: ddp under torchrun)"
     )

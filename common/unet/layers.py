@@ -28,6 +28,17 @@ class ChannelNorm(nn.Module):
             return F.layer_norm(x.permute(0, 2, 3, 1), gain.shape, gain, None, 1e-6).permute(0, 3, 1, 2)
 
 
+class TokenNorm(nn.RMSNorm):
+    """Root-mean-square normalisation of tokens [..., width] (Zhang & Sennrich 2019), in their own type as `ChannelNorm`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
 class NoiseEmbedding(nn.Module):
     """log-SNR [B] -> embedding [B, width]: sinusoidal features, then an MLP."""
 
@@ -106,7 +117,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = width // head_width
         self.norm = ChannelNorm(width)
-        self.source_norm = nn.RMSNorm(source_width, eps=1e-6)
+        self.source_norm = TokenNorm(source_width)
         self.to_query = nn.Linear(width, width, bias=False)
         self.to_key = nn.Linear(source_width, width, bias=False)
         self.to_value = nn.Linear(source_width, width, bias=False)

@@ -46,7 +46,9 @@ def test_dry_run_shows_the_resolved_configuration_and_does_nothing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(data, tmp_path / "run", "--dry-run") == 0
-    assert json.loads(capsys.readouterr().out)["name"] == "tiny-256"
+    configuration, table = capsys.readouterr().out.split("\n\n", 1)
+    assert json.loads(configuration)["name"] == "tiny-256"
+    assert "77,600 parameters" in table and "activations" in table and "GFLOP an example" in table
     assert not (tmp_path / "run").exists()
 
 
