@@ -345,7 +345,9 @@ class _Swapped:
 
 
 def _mean(window: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([f[name] for f in window])) for name in window[0]}
+    """Means over the steps whose figure is finite; where none is, the last one."""
+    finite = {name: [f[name] for f in window if math.isfinite(f[name])] for name in window[0]}
+    return {name: float(np.mean(values)) if values else window[-1][name] for name, values in finite.items()}
 
 
 def open_run(
