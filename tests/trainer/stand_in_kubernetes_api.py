@@ -73,7 +73,7 @@ class StandInKubernetesApi:
         self.is_away = False
         """Whether every answer is 503."""
         self.refusals: list[tuple[int, str]] = []
-        """Answers to the next creations."""
+        """Answers to the next creations of Jobs."""
 
     def set_status(self, kind: str, name: str, **status: Any) -> None:
         """What a controller would say of a Job."""
@@ -105,7 +105,7 @@ class StandInKubernetesApi:
 
     def create(self, kind: str, manifest: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Answer to POST."""
-        if self.refusals:
+        if self.refusals and kind == "jobs":
             return self._error(*self.refusals.pop(0))
         name = manifest["metadata"]["name"]
         if name in self.objects[kind]:

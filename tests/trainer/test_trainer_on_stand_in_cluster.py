@@ -6,12 +6,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from client.trainer import Figures, PodResources, TrainerClient, TrainingFailed
 from tests.trainer.stand_in_kubernetes_api import NAMESPACE, StandInKubernetesApi, serving_stand_in
-from tests.trainer.training_service import ROOT, TrainerProcess, over, tiny, training, until
+from tests.trainer.training_service import PATIENCE_S, ROOT, TrainerProcess, over, tiny, training, until
 
 DONE = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-02T03:04:05Z"}
 SPEC = tiny(executor="kubernetes_job")
@@ -103,6 +104,41 @@ def test_several_pods_get_their_service_and_a_train_job_is_followed(clustered: C
     until(client, "flow", lambda run: run.state == "running")
     cluster.set_status("trainjobs", "reimagen-flow-1", conditions=[DONE])
     assert over(client, "flow").state == "succeeded"
+
+
+def test_a_watch_goes_on_when_the_service_ends_orderly_and_comes_back(clustered: Clustered) -> None:
+    service, client, cluster = clustered
+    client.start(SPEC, name="long")
+    until(client, "long", lambda run: run.place)
+    told: list[Any] = []
+    with TrainerClient(service.address) as watching:
+        reader = threading.Thread(target=lambda: [told.append(event) for event in watching.watch("long")])
+        reader.start()
+        until(client, "long", lambda run: told)
+        assert service.end() == 0, "who watches holds nobody up"
+        service.start().close()
+        cluster.set_status("jobs", "reimagen-long-1", conditions=[DONE])
+        reader.join(PATIENCE_S)
+    assert told[0].state == "queued" and told[-1].state == "succeeded"
+
+
+def test_a_read_key_looks_and_an_admin_key_starts(clustered: Clustered, tmp_path: Path, prepared_folder: Path) -> None:
+    keys = {"read": "a key that may only look", "admin": "a key that may do anything"}
+    for name, key in keys.items():
+        (tmp_path / name).write_text(key)
+    flags = [f"--{name}-keys-file={tmp_path / name}" for name in keys]
+    with training(tmp_path / "t", prepared_folder.parent, *flags) as (service, nobody):
+        with TrainerClient(service.address, api_key=keys["read"]) as reader:
+            assert list(reader.list()) == []
+            with pytest.raises(TrainingFailed) as refused:
+                reader.cancel("nobody")
+            assert refused.value.code == "PERMISSION_DENIED"
+        with TrainerClient(service.address, api_key=keys["admin"]) as admin, pytest.raises(TrainingFailed) as refused:
+            admin.cancel("nobody")
+        assert refused.value.code == "NOT_FOUND"
+        with pytest.raises(TrainingFailed) as refused:
+            next(nobody.list())
+        assert refused.value.code == "UNAUTHENTICATED"
 
 
 def test_a_job_is_found_again_and_never_made_twice(clustered: Clustered) -> None:

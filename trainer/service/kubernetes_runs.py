@@ -34,6 +34,7 @@ class KubernetesRuns:
         self._api = api
         self._cluster = cluster
         self._folders = folders
+        self._findable: set[str] = set()  # tokens of attempts whose pods find one another
 
     def launch(self, record: RunRecord) -> None:
         """See `Executor`."""
@@ -80,9 +81,10 @@ class KubernetesRuns:
         return Observed(phase=Phase.OVER, place=place, succeeded=succeeded, error=error, ended_s=_time_s(condition))
 
     def _make_findable(self, job: Mapping[str, Any], record: RunRecord) -> None:
-        """Give a Job's pods the name of the first one; a TrainJob's runtime does."""
-        if self._kind == "Job" and record.spec.num_pods > 1:
+        """Give a Job's pods the name of the first one, once; a TrainJob's runtime does."""
+        if self._kind == "Job" and record.spec.num_pods > 1 and record.token not in self._findable:
             self._api.create(service_manifest(record, self._cluster, job["metadata"]["uid"]))
+            self._findable.add(record.token)
 
     def _check_ours(self, job: Mapping[str, Any], record: RunRecord) -> None:
         if not _is_ours(job, record):
