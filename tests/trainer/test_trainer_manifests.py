@@ -118,7 +118,7 @@ def test_several_pods_find_the_first_one() -> None:
     assert (job["spec"]["completionMode"], job["spec"]["completions"]) == ("Indexed", 2)
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["command"][-1] == "torch.distributed.run" and container["args"][:2] == ["-m", "trainer"]
+    assert container["command"][-1] == "torch.distributed.run" and container["args"][:3] == ["-m", "--", "trainer"]
     given = {variable["name"]: variable for variable in container["env"]}
     service = service_manifest(run, CLUSTER, "7b1c")
     assert pod["subdomain"] == service["metadata"]["name"]

@@ -10,6 +10,7 @@ from trainer.service.spec_rules import Folders
 
 TRAINER = ("-m", "trainer")
 TORCHRUN = ("-m", "torch.distributed.run")
+UNDER_TORCHRUN = ("-m", "--", "trainer")  # behind "--" it does not take --run for its own --run-path
 
 
 def fit_arguments(name: str, spec: RunSpec, folders: Folders) -> list[str]:
@@ -37,8 +38,7 @@ def local_command(arguments: Sequence[str], ranks: int) -> list[str]:
     """The trainer here: one process, or several that torchrun starts."""
     if ranks == 1:
         return [sys.executable, *TRAINER, *arguments]
-    # Behind "--" torchrun does not take --run for its own --run-path.
-    return [sys.executable, *TORCHRUN, "--standalone", f"--nproc-per-node={ranks}", "-m", "--", "trainer", *arguments]
+    return [sys.executable, *TORCHRUN, "--standalone", f"--nproc-per-node={ranks}", *UNDER_TORCHRUN, *arguments]
 
 
 def export_command(name: str, spec: RunSpec, weights: str, folders: Folders) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.service.commands import TORCHRUN, TRAINER, UNDER_TORCHRUN
 from trainer.service.run_record import RunRecord
 
 PREFIX = "reimagen-"
@@ -158,8 +159,8 @@ def _pod(record: RunRecord, arguments: list[str], cluster: Cluster) -> dict[str,
 
 def _command(record: RunRecord, arguments: list[str]) -> tuple[list[str], list[str]]:
     if record.spec.num_ranks == 1:
-        return ["python", "-m", "trainer"], arguments
-    return ["python", "-m", "torch.distributed.run"], ["-m", "trainer", *arguments]
+        return ["python", *TRAINER], arguments
+    return ["python", *TORCHRUN], [*UNDER_TORCHRUN, *arguments]
 
 
 def _common_env() -> list[dict[str, Any]]:
