@@ -40,6 +40,20 @@ SUPER_RESOLUTION = replace(
 )
 SUPER_RESOLUTION_WITH_NEIGHBORS = replace(BASE, patch=4, scale=4, neighbor_attention=(False, True))
 
+EFFICIENT = replace(
+    BASE,
+    patch=1,
+    widths=(4, 8, 16),
+    blocks=(0, 1, 2),
+    attention=(False, False, False),
+    text_attention=(False, False, True),
+    neighbor_attention=(False, False, True),
+    scale=4,
+    skip_scale=2**-0.5,
+    positions=False,
+    placement=False,
+)
+
 
 @pytest.fixture
 def base_config() -> UNetConfig:
@@ -53,13 +67,20 @@ def super_resolution_config() -> UNetConfig:
     return SUPER_RESOLUTION
 
 
-@pytest.fixture(params=["base", "super-resolution", "super-resolution with neighbors"])
+@pytest.fixture
+def efficient_config() -> UNetConfig:
+    """A super-resolution stage as the paper's last: an Efficient U-Net with text and neighbors, no self-attention."""
+    return EFFICIENT
+
+
+@pytest.fixture(params=["base", "super-resolution", "super-resolution with neighbors", "efficient"])
 def any_config(request: pytest.FixtureRequest) -> UNetConfig:
     """Each kind of stage in turn."""
     return {
         "base": BASE,
         "super-resolution": SUPER_RESOLUTION,
         "super-resolution with neighbors": SUPER_RESOLUTION_WITH_NEIGHBORS,
+        "efficient": EFFICIENT,
     }[request.param]
 
 

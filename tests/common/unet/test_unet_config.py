@@ -46,10 +46,13 @@ def test_unknown_and_missing_names_are_refused(base_config: UNetConfig) -> None:
             UNetConfig.from_json({k: v for k, v in document.items() if k != name})
 
 
-def test_documents_of_the_first_published_weights_are_read(any_config: UNetConfig) -> None:
+def test_documents_of_the_first_published_weights_are_read(
+    base_config: UNetConfig, super_resolution_config: UNetConfig
+) -> None:
     """Then, blocks that attended to themselves attended to the text, where there was one."""
-    first = {k: v for k, v in any_config.to_json().items() if k not in ("text_attention", "skip_scale", "positions")}
-    assert UNetConfig.from_json(json.loads(json.dumps(first))) == any_config
+    for config in (super_resolution_config, base_config):
+        first = {k: v for k, v in config.to_json().items() if k not in ("text_attention", "skip_scale", "positions")}
+        assert UNetConfig.from_json(json.loads(json.dumps(first))) == config
     with pytest.raises(ValueError, match="dropout"):
         UNetConfig.from_json(first | {"dropout": 0.1})
     with pytest.raises(ValueError, match="skip_scale"):
