@@ -57,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     preparing = command("prepare", "render pictures and encode captions, once", _prepare)
     preparing.add_argument("--corpus", type=Path, required=True)
-    preparing.add_argument("--text-encoder", default="", help="folder or hub name; empty: the packaged MiniLM")
+    preparing.add_argument("--preset", choices=sorted(PRESETS), help="encode captions as this preset reads them")
+    preparing.add_argument(
+        "--text-encoder", default="", help="folder or hub name to load it from (default: the preset's)"
+    )
     add_corpus_flags(
         command("corpus", "write a knowledge base as a corpus that can be prepared and trained on", _corpus)
     )
@@ -92,7 +95,9 @@ def _progress() -> Progress:
 
 
 def _prepare(flags: argparse.Namespace) -> None:
-    prepare(flags.corpus, flags.data, lambda: TextEncoder(flags.text_encoder or packaged_encoder()), _progress())
+    name = preset(flags.preset).text_encoder if flags.preset else flags.text_encoder
+    where = flags.text_encoder or name or packaged_encoder()
+    prepare(flags.corpus, flags.data, lambda: TextEncoder(where), _progress(), text_encoder=name)
     prepare_crops(flags.corpus, flags.data, _progress())
 
 

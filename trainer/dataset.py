@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ class Prepared:
         states: token states of every caption, end to end, float16 [T, width].
         offsets: first token of caption (pair * NUM_SCENES + variant), int64 [N * NUM_SCENES + 1].
         neighbors: indices of each pair's nearest other pairs, -1 where there are fewer, int32 [N, candidates].
+        text_encoder: what encoded the captions, as presets name it.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class Prepared:
     states: np.ndarray
     offsets: np.ndarray
     neighbors: np.ndarray
+    text_encoder: str = ""
 
     def text(self, captions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """States float32 [B, L, width] and mask bool [B, L] of caption numbers (pair * NUM_SCENES + variant)."""
@@ -82,25 +85,37 @@ def spoken_caption(key: str, variant: int, entity: str, style: str, scene: Scene
     return f"{rng.choice((own, own, 'the'))} {words}"
 
 
-def prepare(corpus: Path, folder: Path, encoder: Callable[[], TextEncoder], progress: Progress) -> None:
+def prepare(
+    corpus: Path, folder: Path, encoder: Callable[[], TextEncoder], progress: Progress, *, text_encoder: str = ""
+) -> None:
     """Write pictures and text states of `corpus` under `folder`, each part once; what is there is kept.
 
     Neighbors are written by `trainer.knn`, through the retrieval service.
+
+    Args:
+        encoder: loads the text encoder, which presets name `text_encoder`.
     """
     fingerprint = read_manifest(corpus).fingerprint
     done = folder / "prepared.json"
-    if done.is_file() and json.loads(done.read_text())["of"] == f"{TAG}/{fingerprint}":
+    there = json.loads(done.read_text()) if done.is_file() else {"of": None}
+    if there["of"] == f"{TAG}/{fingerprint}" and there.get("text_encoder", "") == text_encoder:
         return
     pairs = list(iter_pairs(corpus))
     parts = folder / f"{TAG}-{fingerprint[:12]}"
     if not (parts / "pictures").is_dir():
         _render(pairs, parts / "pictures", progress)
-    if not (parts / "text").is_dir():
-        _encode(pairs, parts / "text", encoder(), progress)
+    if not (parts / _text_folder(text_encoder)).is_dir():
+        _encode(pairs, parts / _text_folder(text_encoder), encoder(), progress)
     described = [
         {"key": p.key, "entity": p.entity, "style": p.facets.get("style", ""), "held_out": p.held_out} for p in pairs
     ]
-    write_json(done, {"of": f"{TAG}/{fingerprint}", "fingerprint": fingerprint, "pairs": described})
+    of = {"of": f"{TAG}/{fingerprint}", "fingerprint": fingerprint, "text_encoder": text_encoder}
+    write_json(done, {**of, "pairs": described})
+
+
+def _text_folder(text_encoder: str) -> str:
+    """Each encoder's states have a folder of their own; the packaged one's have had theirs from the beginning."""
+    return f"text-{hashlib.sha256(text_encoder.encode()).hexdigest()[:12]}" if text_encoder else "text"
 
 
 def open_prepared(folder: Path) -> Prepared:
@@ -114,6 +129,8 @@ def open_prepared(folder: Path) -> Prepared:
         raise FileNotFoundError(f"data: {folder} holds no prepared corpus; run `python -m trainer prepare` first")
     document = json.loads(found.read_text())
     pairs, parts = document["pairs"], folder / f"{TAG}-{document['fingerprint'][:12]}"
+    text_encoder = document.get("text_encoder", "")
+    text = parts / _text_folder(text_encoder)
     return Prepared(
         folder=folder,
         fingerprint=document["fingerprint"],
@@ -123,9 +140,10 @@ def open_prepared(folder: Path) -> Prepared:
         held_out=np.array([p["held_out"] for p in pairs]),
         scenes=[scenes_of(p["key"]) for p in pairs],
         pictures={int(f.stem): np.load(f, mmap_mode="r") for f in (parts / "pictures").glob("*.npy")},
-        states=np.load(parts / "text" / "states.npy", mmap_mode="r"),
-        offsets=np.load(parts / "text" / "offsets.npy"),
+        states=np.load(text / "states.npy", mmap_mode="r"),
+        offsets=np.load(text / "offsets.npy"),
         neighbors=np.load(folder / "knn" / f"{document['fingerprint']}.npy"),
+        text_encoder=text_encoder,
     )
 
 

@@ -108,7 +108,18 @@ def at_side(row: Preset, side: int) -> Preset:
 
 
 def open_source(row: Preset, prepared: Prepared) -> Source:
-    """Where the preset's batches come from."""
+    """Where the preset's batches come from.
+
+    Raises:
+        ValueError: the captions were encoded by another text encoder than the preset's.
+    """
+    width = prepared.states.shape[1]
+    if row.unet.text_width and (prepared.text_encoder, width) != (row.text_encoder, row.unet.text_width):
+        theirs, ours = (name or "the packaged encoder" for name in (prepared.text_encoder, row.text_encoder))
+        raise ValueError(
+            f"--data: captions are encoded by {theirs!r}, {width} wide; {row.name} reads {ours!r}, "
+            f"{row.unet.text_width} wide: run `python -m trainer prepare --preset {row.name}`"
+        )
     if row.unet.scale == 1:
         return NeighborSource(prepared=prepared, preset=row)
     spec = stage(row.stage)

@@ -13,7 +13,9 @@ from common.corpus import read_manifest
 from common.images import rasterize, shrink
 from common.scenes import Scene, caption
 from tests.trainer.shapes import LetterEncoder, letters, shape_pairs, write_nearest, write_shapes
-from trainer.dataset import NUM_SCENES, RENDER_SIZE, open_prepared, prepare, scenes_of, spoken_caption
+from trainer.dataset import NUM_SCENES, RENDER_SIZE, Prepared, open_prepared, prepare, scenes_of, spoken_caption
+from trainer.fit_command import open_source
+from trainer.presets import preset
 
 
 def silent(task: str, done: int, total: int) -> None:
@@ -133,3 +135,30 @@ def test_another_corpus_in_the_same_folder_is_prepared_anew(tmp_path: Path) -> N
         assert len(opened.keys) == len(pairs) == len(opened.pictures[16])
         assert len(opened.offsets) == len(pairs) * NUM_SCENES + 1
         np.testing.assert_array_equal(opened.pictures[256][0], rasterize(pairs[0].image, "svg", 256))
+
+
+def test_each_text_encoder_has_its_own_states(corpus_folder: Path, tmp_path: Path) -> None:
+    """Another encoder's captions lie beside the first's; pictures are drawn once."""
+    folder = tmp_path / "prepared"
+    prepare(corpus_folder, folder, LetterEncoder, silent)  # type: ignore[arg-type]
+    write_nearest(corpus_folder, folder, shape_pairs())
+    pictures = next(folder.glob("*/pictures/256.npy"))
+    drawn = pictures.stat().st_mtime_ns
+    wide = LetterEncoder(width=512)
+    prepare(corpus_folder, folder, lambda: wide, silent, text_encoder="wide")  # type: ignore[arg-type, return-value]
+    opened = open_prepared(folder)
+    assert (opened.text_encoder, opened.states.shape[1]) == ("wide", 512)
+    assert pictures.stat().st_mtime_ns == drawn
+    calls = wide.calls
+    prepare(corpus_folder, folder, lambda: wide, silent, text_encoder="wide")  # type: ignore[arg-type, return-value]
+    prepare(corpus_folder, folder, LetterEncoder, silent)  # type: ignore[arg-type]
+    assert wide.calls == calls and open_prepared(folder).states.shape[1] == LetterEncoder.width
+
+
+def test_captions_of_another_encoder_than_the_presets_are_refused(prepared: Prepared) -> None:
+    assert open_source(preset("tiny-64"), prepared)
+    with pytest.raises(ValueError, match="384 wide; paper-64 reads 'google/t5-v1_1-xxl', 4096 wide"):
+        open_source(preset("paper-64"), prepared)
+    with pytest.raises(ValueError, match="encoded by 'other', 384 wide; tiny-64 reads 'the packaged encoder'"):
+        open_source(preset("tiny-64"), replace(prepared, text_encoder="other"))
+    assert open_source(preset("tiny-256"), replace(prepared, text_encoder="other")), "it reads no text"
