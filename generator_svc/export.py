@@ -88,9 +88,22 @@ class ExportSettings:
             raise ConfigError(f"--models: {self.models!r} names others than {', '.join(MODELS)}, or none")
         return chosen
 
+    def figures(self) -> Mapping[str, Any]:
+        """What `evaluation` holds. Raises ConfigError where it cannot be read."""
+        if self.evaluation is None:
+            return {}
+        try:
+            figures = json.loads(self.evaluation.read_text())
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"--evaluation: {self.evaluation} cannot be read ({error})") from None
+        if not isinstance(figures, dict):
+            raise ConfigError(f"--evaluation: {self.evaluation} holds no figures by name")
+        return figures
+
     def check(self) -> None:
         """Raises ConfigError for a value that cannot be, by the setting's name."""
         self.chosen()
+        self.figures()
         name, _, index = self.device.partition(":")
         if name not in ("cpu", "cuda") or (index and not (name == "cuda" and index.isdigit())):
             raise ConfigError(f"--device: {self.device!r} is not cpu, cuda or cuda:N")
@@ -113,7 +126,7 @@ def export(settings: ExportSettings) -> dict[str, int]:
         OSError: the repository cannot be written.
     """
     settings.check()
-    evaluation = _evaluation(settings.evaluation)
+    evaluation = settings.figures()
     chosen = settings.chosen()
     versions: dict[str, int] = {}
     for spec in STAGES:
@@ -188,18 +201,6 @@ def publish(
         if not place.is_file() or place.read_text() != config:  # Triton loads a model again whose files are new
             write_atomic(place, config)
     return newest
-
-
-def _evaluation(path: Path | None) -> Mapping[str, Any]:
-    if path is None:
-        return {}
-    try:
-        figures = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"--evaluation: {path} cannot be read ({error})") from None
-    if not isinstance(figures, dict):
-        raise ConfigError(f"--evaluation: {path} holds no figures by name")
-    return figures
 
 
 def _holds(version: Path, manifest: Mapping[str, object], adapter: Path, card: Mapping[str, Any] | None) -> bool:

@@ -6,10 +6,13 @@ was published with, so that going back is one file written in place of another.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,22 @@ class ModelVersion:
     number: int
     is_served: bool
     card: dict[str, Any]
+
+
+@contextmanager
+def alone(repository: Path) -> Iterator[None]:
+    """Hold a repository while it is changed: two exports at once would give one number to two versions.
+
+    Raises:
+        CheckpointError: another process holds it.
+    """
+    repository.mkdir(parents=True, exist_ok=True)
+    with (repository / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"repository: {repository} is being changed by another process") from None
+        yield
 
 
 def version_policy(version: int) -> str:
@@ -128,6 +147,7 @@ def prune(model: Path, keep: int) -> list[int]:
     gone = [n for n in numbers(model) if n not in kept]
     for number in gone:
         retired = model / f".{number}.old"
+        shutil.rmtree(retired, ignore_errors=True)  # what a prune that was interrupted has left
         os.replace(model / str(number), retired)
         shutil.rmtree(retired)
     sync_folder(model)

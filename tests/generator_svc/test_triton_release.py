@@ -19,7 +19,7 @@ from common.checkpoint import CheckpointError, publish_stage, read_manifest
 from deploy.local.tritonserver import TritonServer, TritonSettings, running_triton
 from generator_svc.__main__ import main
 from generator_svc.export import ExportSettings, export
-from generator_svc.model_versions import CARD, CONFIG, list_versions, prune, roll_back, served_version
+from generator_svc.model_versions import CARD, CONFIG, alone, list_versions, prune, roll_back, served_version
 from tests.generator_svc.served import Asked, asked
 from tests.generator_svc.test_triton_conformance import plans, text_inputs
 from tests.generator_svc.test_triton_repository import draw, other_weights
@@ -101,6 +101,7 @@ def test_old_versions_go_but_not_the_served_one(weights: Path, tmp_path: Path) -
     for number in range(1, 4):
         published(scaled(weights, tmp_path / f"w{number}", 1 + number / 10), repository)
     roll_back(model, 1)
+    (model / ".2.old" / "left").mkdir(parents=True)  # by a prune that was killed
     assert prune(model, 1) == [2]
     assert sorted(path.name for path in model.iterdir()) == ["1", "3", CONFIG]
     published(scaled(weights, tmp_path / "w9", 1.9), repository, keep=1)
@@ -223,3 +224,6 @@ def test_what_is_asked_for_must_be_there(
         assert command(*words) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+    with alone(repository):
+        assert command("export", "--weights", weights, "--repository", repository) == 2
+    assert "is being changed by another process" in capsys.readouterr().err
