@@ -109,6 +109,8 @@ def _read(place: Path, preset: Preset) -> _Origin:
         tensors = {name: tensor.float() for name, tensor in published.unet.state_dict().items()}
         step, examples = int(published.trained["step"]), int(published.trained["examples"])
         return _Origin(path=place / f"unet_{preset.stage}.safetensors", tensors=tensors, step=step, examples=examples)
+    if not place.exists():
+        raise CheckpointError(f"--start-from: {place} does not exist")
     states = sorted(place.glob("state-*.safetensors"), reverse=True) if place.is_dir() else [place]
     if not states:
         raise CheckpointError(f"--start-from: {place} holds neither published weights nor a run's state")

@@ -42,6 +42,40 @@ def test_fit_resume_and_publish(data: Path, tmp_path: Path) -> None:
         assert (tensor == loaded.unet.state_dict()[name]).all()
 
 
+def test_a_warm_start_is_listed_in_print_and_in_the_run(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And samples are drawn after every so many steps."""
+    weights, run = tmp_path / "weights", tmp_path / "run"
+    assert fit(data, tmp_path / "first", "--examples", "8", "--weights", str(weights)) == 0
+    with caplog.at_level("INFO"):
+        assert fit(data, run, "--start-from", str(weights), "--examples", "16", "--evaluate-every-steps", "1") == 0
+    listed = json.loads((run / "run.json").read_text())["warm_start"]
+    names = set(load_stage(weights, 256).unet.state_dict())
+    assert set(listed["loaded"]) == names and not listed["new"] and not listed["reshaped"] and not listed["unused"]
+    assert (listed["step"], listed["examples"]) == (2, 8) and listed["origin"] == str(weights / "unet_256.safetensors")
+    said = f"started from {listed['origin']}: {len(names)} weights loaded, counting on from step 2"
+    assert said in caplog.messages
+    assert {p.name for p in run.glob("samples-*")} == {f"samples-{n:09d}.png" for n in (12, 16)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (("--metrics-address", "9400"), "--metrics-address: '9400'"),
+        (("--save-every-steps", "-1"), "--save-every-steps: -1"),
+        (("--loader-ahead", "0"), "--loader-ahead: 0"),
+        (("--parallel", "ddp"), "--parallel: ddp"),
+        (("--start-from", "nowhere"), "--start-from: nowhere"),
+    ],
+)
+def test_flags_of_fit_that_cannot_be_are_named(
+    wrong: tuple[str, str], named: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(data, tmp_path / "run", *wrong) == 2
+    one_line(capsys, named)
+
+
 def test_dry_run_shows_the_resolved_configuration_and_does_nothing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
