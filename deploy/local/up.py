@@ -33,6 +33,7 @@ CANARY_STEPS = 2
 SETTINGS = "stack.json"
 PROMETHEUS = "prometheus"
 MODELS = "models"
+TRAINER, TRAINING = "trainer", "training"  # and the folder of its runs and weights; corpora are prepared under runs/
 ADMIN_KEY = "triton.key"
 
 
@@ -123,7 +124,7 @@ def table(programs: Sequence[Program], supervision: Supervision) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     folder = _relative(supervision.folder)
-    where = {name: _address(programs, name) for name in ("generator", "retrieval")}
+    where = {name: _address(programs, name) for name in ("generator", "retrieval", TRAINER)}
     return "\n".join(
         [
             *lines,
@@ -136,7 +137,7 @@ def table(programs: Sequence[Program], supervision: Supervision) -> str:
 def _programs(settings: StackSettings, folder: Path) -> list[Program]:
     """The processes, each with its ports: an address and its metrics' beside it."""
     folder, first = folder.absolute(), settings.first_port
-    ports = {name: first + 2 * i for i, name in enumerate(("retrieval", "generator", "triton", PROMETHEUS))}
+    ports = {name: first + 2 * i for i, name in enumerate(("retrieval", "generator", "triton", PROMETHEUS, TRAINER))}
     retrieval = _service("retrieval", ports, {"data": folder / LIBRARY, "clip": settings.clip})
     drawn: dict[str, object] = {"retrieval-address": retrieval.address, "stages": settings.stages}
     programs = [retrieval]
@@ -146,18 +147,28 @@ def _programs(settings: StackSettings, folder: Path) -> list[Program]:
     else:
         drawn |= {"weights": settings.weights.absolute(), "device": settings.device}
     programs.append(_service("generator", ports, drawn))
+    kept: dict[str, object] = {
+        "runs": folder / TRAINING / "runs",
+        "data": ROOT / "runs",
+        "weights": folder / TRAINING / "weights",
+    }
+    programs.append(_service(TRAINER, ports, kept))
     if shutil.which(PROMETHEUS):
         programs.append(_prometheus(folder, ports[PROMETHEUS]))
     return programs
 
 
 def _service(name: str, ports: dict[str, int], settings: dict[str, object]) -> Program:
-    module = {"retrieval": "retrieval_svc", "generator": "generator_svc"}[name]
+    command = {
+        "retrieval": ("retrieval_svc", "serve"),
+        "generator": ("generator_svc", "serve"),
+        TRAINER: ("trainer.service",),  # `trainer serve` without a first look at torch
+    }[name]
     address, metrics_port = f"{HOST}:{ports[name]}", ports[name] + 1
     flags = settings | {"address": address, "metrics-port": metrics_port}
     return Program(
         name=name,
-        command=[sys.executable, "-m", module, "serve", *(f"--{flag}={value}" for flag, value in flags.items())],
+        command=[sys.executable, "-m", *command, *(f"--{flag}={value}" for flag, value in flags.items())],
         environment=NO_BARS,
         address=address,
         metrics_port=metrics_port,

@@ -22,7 +22,7 @@ from client import Client
 from deploy.local.children import ROOT
 
 TIMEOUT_S = 400.0
-NUM_PORTS = 8
+NUM_PORTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +93,18 @@ def stack(weights: Path, work: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_the_table_says_where_everything_is(stack: Up) -> None:
     names = [line.split()[0] for line in stack.table.splitlines()]
-    wanted = ["process", "retrieval", "triton", "generator", *(["prometheus"] if shutil.which("prometheus") else [])]
+    wanted = [
+        "process",
+        "retrieval",
+        "triton",
+        "generator",
+        "trainer",
+        *(["prometheus"] if shutil.which("prometheus") else []),
+    ]
     assert names == [*wanted, "state", "export"]
     assert all("running" in line for line in stack.table.splitlines()[1:-2])
-    addresses = f"REIMAGEN_GENERATOR={stack.address('generator')} REIMAGEN_RETRIEVAL={stack.address('retrieval')}"
-    assert stack.table.splitlines()[-1] == f"export {addresses}"
+    where = {name: f"REIMAGEN_{name.upper()}={stack.address(name)}" for name in ("generator", "retrieval", "trainer")}
+    assert stack.table.splitlines()[-1] == f"export {' '.join(where.values())}"
     for path in re.findall(r"\S+\.log", stack.table):
         assert Path(path).is_file()
     for url in re.findall(r"http://\S+/metrics", stack.table):
