@@ -141,7 +141,7 @@ def test_a_rank_that_hangs_is_named_and_ends_the_others(
     uninterrupted: Path, prepared_folder: Path, tmp_path: Path
 ) -> None:
     """Rank 1 is stopped; what was saved is gone on from by one rank."""
-    arguments = command(prepared_folder, tmp_path, "--parallel", "ddp", "--hang-timeout", "3")
+    arguments = command(prepared_folder, tmp_path, "--parallel", "ddp", "--hang-timeout", "8")
     process = started(arguments, TORCHRUN)
     until(lambda: len(curve(tmp_path)) >= 4, process)
     stopped = ranks_under(process.pid)["1"]
