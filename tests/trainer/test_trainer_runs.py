@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from common.service.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, ServiceError, Unavailable
 from trainer.service.executor import ExecutorAway, Observed, Phase
 from trainer.service.local_runs import LocalRuns
+from trainer.service.metrics import RunMetrics
 from trainer.service.run_log import CHUNK_BYTES, LogTail, ProgressReader
 from trainer.service.run_record import FOLDER, RECORD, RunRecord, RunState, read_record, write_record
 from trainer.service.run_spec import ExecutorKind, PodResources, RunSpec
@@ -40,9 +42,10 @@ class Obedient(LocalRuns):
 
     def __init__(self, folders: Folders, max_runs: int = 1) -> None:
         super().__init__(folders, max_runs=max_runs)
-        self.seen: dict[str, Observed | ExecutorAway] = {}
+        self.seen: dict[str, Observed | Exception] = {}
         self.launched: list[str] = []
         self.stopped: list[str] = []
+        self.killed: list[str] = []
 
     def launch(self, record: RunRecord) -> None:
         self.launched.append(record.name)
@@ -50,13 +53,16 @@ class Obedient(LocalRuns):
 
     def observe(self, record: RunRecord) -> Observed:
         seen = self.seen.get(record.name, Observed(phase=Phase.ABSENT))
-        if isinstance(seen, ExecutorAway):
+        if isinstance(seen, Exception):
             raise seen
         return seen
 
     def stop(self, record: RunRecord) -> bool:
         self.stopped.append(record.name)
         return True
+
+    def kill(self, record: RunRecord) -> None:
+        self.killed.append(record.name)
 
 
 def opened(folders: Folders, executor: LocalRuns | None = None) -> Runs:
@@ -196,6 +202,45 @@ def test_an_executor_that_is_away_says_so_and_changes_nothing(folders: Folders) 
     executor.seen["a"] = Observed(phase=Phase.RUNNING, place="here")
     runs.reconcile(ExecutorKind.LOCAL)
     assert runs.get("a").status == ""
+
+
+def test_one_that_cannot_be_looked_at_holds_no_other_up(folders: Folders) -> None:
+    executor = Obedient(folders, max_runs=0)
+    runs = opened(folders, executor)
+    for name in ("a", "b"):
+        runs.start(name, SPEC, "")
+    runs.reconcile(ExecutorKind.LOCAL)
+    executor.seen["a"] = RuntimeError("a fault of ours")
+    runs.reconcile(ExecutorKind.LOCAL)
+    assert (runs.get("a").state, runs.get("b").state) == (RunState.QUEUED, RunState.RUNNING)
+
+
+def test_one_that_is_gone_leaves_nothing_behind(folders: Folders) -> None:
+    executor = Obedient(folders)
+    runs = opened(folders, executor)
+    runs.start("a", SPEC, "")
+    runs.reconcile(ExecutorKind.LOCAL)
+    runs.reconcile(ExecutorKind.LOCAL)
+    executor.seen["a"] = Observed(phase=Phase.ABSENT)
+    runs.reconcile(ExecutorKind.LOCAL)
+    assert (runs.get("a").state, runs.get("a").error, executor.killed) == (RunState.FAILED, "is gone", ["a"])
+
+
+def test_figures_of_runs_that_train_are_by_preset(folders: Folders) -> None:
+    runs = opened(folders, Obedient(folders, max_runs=0))
+    registry = CollectorRegistry()
+    RunMetrics(runs, registry)
+    for name in ("a", "b", "c"):
+        runs.start(name, SPEC, "")
+    runs.reconcile(ExecutorKind.LOCAL)
+    runs.reconcile(ExecutorKind.LOCAL)
+    for name, loss in (("a", 0.5), ("b", 0.25)):
+        wrote(folders, name, {"step": 1, "examples": 8, "loss": loss, "examples_per_s": 10.0})
+    label = {"preset": "tiny-64"}
+    assert registry.get_sample_value("reimagen_trainer_runs", {"state": "running"}) == 3
+    assert registry.get_sample_value("reimagen_trainer_runs", {"state": "failed"}) == 0
+    assert registry.get_sample_value("reimagen_trainer_runs_examples_per_second", label) == 20.0
+    assert registry.get_sample_value("reimagen_trainer_runs_loss", label) == 0.375
 
 
 def test_a_damaged_record_is_told_and_hides_no_other(folders: Folders) -> None:

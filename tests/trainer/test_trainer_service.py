@@ -23,7 +23,7 @@ from reimagen.trainer.v1 import trainer_pb2 as pb
 from reimagen.trainer.v1 import trainer_pb2_grpc as pb_grpc
 
 from client.errors import reason, violations
-from client.trainer import Figures, Run, SampleGrid, TrainerClient, TrainingFailed
+from client.trainer import Export, Figures, Run, SampleGrid, TrainerClient, TrainingFailed
 from common.checkpoint import load_stage
 from tests.trainer.training_service import (
     TrainerProcess,
@@ -133,7 +133,18 @@ def test_export_writes_weights_that_load_and_says_so(served: Served, told: list[
     service, client = served
     said: list[Any] = []
     request_id = str(uuid.uuid4())
-    exported = client.export("mended", "models/first", on_progress=said.append, request_id=request_id)
+    keepers: list[bytes] = []
+
+    def kill_once(export: Export) -> None:
+        """The service, as soon as the export is told to go on."""
+        said.append(export)
+        if export.done and not keepers:
+            keepers.append(_keeper(service))
+            service.end(signal.SIGKILL)
+            service.start().close()
+
+    exported = client.export("mended", "models/first", on_progress=kill_once, request_id=request_id)
+    assert keepers == [_keeper(service)], "it went on, and was not begun again"
     assert (exported.state, exported.status) == ("succeeded", "models/first/unet_64.safetensors")
     assert any(export.total and export.status for export in said), "its steps are told"
     loaded = load_stage(service.weights / "models" / "first", 64)
@@ -143,6 +154,10 @@ def test_export_writes_weights_that_load_and_says_so(served: Served, told: list[
     with pytest.raises(TrainingFailed) as refused:
         client.export("mended", "models/second", request_id=request_id)
     assert (refused.value.code, refused.value.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+
+
+def _keeper(service: TrainerProcess) -> bytes:
+    return (service.runs / "mended" / "service" / "export" / "process.json").read_bytes()
 
 
 def test_metrics_tell_runs_by_state_and_presets_alone(served: Served, metrics_port: int, told: list[Any]) -> None:

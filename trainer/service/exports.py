@@ -150,7 +150,11 @@ class Exports:
         process = self._process(record)
         seen = process.look()
         if seen == "absent":
-            process.launch(record.command)
+            try:
+                process.launch(record.command)
+            except OSError as error:
+                reason = f"cannot be started: {error.strerror}"
+                self._change(record, state=ExportState.FAILED, ended_s=time.time(), error=reason)
             return
         said = process.tail()
         steps = _STEP.findall(said)

@@ -158,6 +158,8 @@ class Runs:
                     self._follow(record, executor)
                 except ExecutorAway as away:
                     self._change(record, status=str(away))
+                except Exception:  # the others are looked at all the same
+                    log.exception("run not followed", extra={"run": record.name})
         for record in self._launchable(kind, executor.max_runs):
             self._launch(record, executor)
 
@@ -169,6 +171,7 @@ class Runs:
             case Phase.ABSENT if record.cancel_asked_s is not None:
                 self._end(record, RunState.CANCELLED)
             case Phase.ABSENT if record.state == RunState.RUNNING:
+                executor.kill(record)  # its folder may be what is gone
                 self._end(record, RunState.FAILED, error="is gone")
             case Phase.ABSENT:
                 self._launch(record, executor)
