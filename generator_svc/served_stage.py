@@ -151,5 +151,6 @@ def open_stage(
         trained=weights.trained,
         max_live_bytes=parameters.max_live_bytes,
         element_bytes=weights.unet.dtype.itemsize,
+        pass_s=engine.full_pass_s,
     )
     return Sequences(engine, card, idle_s=parameters.idle_s), engine

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from generator_svc.stage_engine import Job, StageEngine, Step
 from generator_svc.stage_inputs import StageInputs
 from generator_svc.stage_tensors import ModelCard, StageRequest, StageResponse
 
+BEAT_S = 0.5
 MAX_WITHDRAWN = 1024  # names that are kept of requests which were withdrawn before they came
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Sequences:
         self._clock = clock
         self._live: dict[int, _Live] = {}
         self._withdrawn: deque[str] = deque(maxlen=MAX_WITHDRAWN)
+        self._beaten_at = 0.0
         self._lock = threading.Lock()
 
     @property
@@ -90,13 +92,14 @@ class Sequences:
     def execute(self, turns: Sequence[Turn]) -> list[bool]:
         """Begin what starts, move everything by a round, tell these requests. Whether each of them is to come again."""
         with self._lock:
+            self._beaten_at = self._clock()
             self._sweep({turn.sequence for turn in turns})
             for turn in turns:
                 self._enter(turn)
                 self._tell(turn)  # what it did in the turns of others; a finished picture waits for no round
             present = {turn.sequence for turn in turns if turn.sequence in self._live}
             if present:
-                self._advance(present)
+                self._advance(present, lambda: self._beat(turns))
                 for turn in turns:
                     self._tell(turn)
             now = self._clock()
@@ -140,7 +143,9 @@ class Sequences:
         request = turn.read()
         if request.inputs is None:
             self._withdraw(turn.name)
-            turn.send(StageResponse(model=self._card), True)
+            if not turn.name:
+                self._engine.prove()
+            turn.send(StageResponse(model=replace(self._card, pass_s=self._engine.full_pass_s)), True)
             return
         if turn.name in self._withdrawn:
             turn.send(StageResponse(), True)
@@ -178,7 +183,18 @@ class Sequences:
         if not named:
             self._withdrawn.append(name)
 
-    def _advance(self, present: set[int]) -> None:
+    def _beat(self, turns: Sequence[Turn]) -> None:
+        """Show that a long round of many batches goes on: an empty response now and then."""
+        now = self._clock()
+        if now - self._beaten_at < BEAT_S:
+            return
+        self._beaten_at = now
+        for turn in turns:
+            live = self._live.get(turn.sequence)
+            if live is not None and not live.job.is_over:
+                turn.send(StageResponse(), False)
+
+    def _advance(self, present: set[int], after_batch: Callable[[], object]) -> None:
         moving = {
             live.job: live
             for sequence, live in self._live.items()
@@ -189,7 +205,7 @@ class Sequences:
             deadline = moving[job].deadline
             return job.is_over or (deadline is not None and self._clock() > deadline)
 
-        self._engine.advance(list(moving), is_over=is_over)
+        self._engine.advance(list(moving), is_over=is_over, after_batch=after_batch)
         now = self._clock()
         for live in moving.values():
             if live.deadline is not None and now > live.deadline and not live.job.is_over:

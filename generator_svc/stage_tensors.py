@@ -1,7 +1,8 @@
 """What a served stage takes and gives, as named arrays: the contract of `model_repository/` and of whoever calls it.
 
 A request is one order's stage: P plans that share one condition. It is answered by a stream of responses: one for each
-round in which pictures of the order took a step, the last one with the finished pictures. Every array travels with a
+round in which pictures of the order took a step, the last one with the finished pictures; one that says nothing is a
+sign of life in a long round. Every array travels with a
 leading dimension of 1, since a request is one row of Triton's batch; texts and plans travel as JSON in UINT8, because
 the Python backend of 2.51 ends its process over BYTES under NumPy 2.
 
@@ -122,6 +123,7 @@ class ModelCard:
         trained: what the weights say of their training.
         max_live_bytes: bound on what its requests may keep.
         element_bytes: of a number of the network, see `live_bytes`.
+        pass_s: seconds that a full batch's pass takes, where nothing disturbs it.
     """
 
     stage: int
@@ -132,6 +134,7 @@ class ModelCard:
     trained: Mapping[str, Any]
     max_live_bytes: int
     element_bytes: int
+    pass_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

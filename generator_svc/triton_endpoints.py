@@ -42,8 +42,8 @@ class EndpointPolicy:
         canary_interval_s: between canaries, where nothing else is heard of an endpoint.
         canary_timeout_s: in which either the canary is answered or Triton itself answers.
         answer_s: what a canary may take at a Triton that answers: that a stub is gone takes it a second to find out.
-        stall_s: how long the canaries of such a Triton may go without an answer: they stand behind the step under way,
-            which may be a long one.
+        silence_s, stall_s: how long the canaries of such a Triton may go without an answer, at least and at most: they
+            stand behind the step under way, which may be a long one. Between the two the model decides, see `Endpoints`.
         min_backoff_s, max_backoff_s: from an ejection to the next canary, doubled each time; each is shortened by up
             to a half at random, so that many generators do not ask at once.
         resolve_interval_s: between look-ups of names.
@@ -53,6 +53,7 @@ class EndpointPolicy:
     canary_interval_s: float = 1.0
     canary_timeout_s: float = 1.25
     answer_s: float = 3.0
+    silence_s: float = 3.5
     stall_s: float = 30.0
     min_backoff_s: float = 0.25
     max_backoff_s: float = 3.0
@@ -101,6 +102,7 @@ class Endpoints(Generic[T]):
         policy: EndpointPolicy,
         metrics: TritonMetrics,
         on_change: Callable[[], object] = lambda: None,
+        patience_s: Callable[[T], float] = lambda told: float("inf"),
     ) -> None:
         """
         Args:
@@ -110,6 +112,7 @@ class Endpoints(Generic[T]):
             policy: how they are watched.
             metrics: where it is counted.
             on_change: called whenever an endpoint is ejected or taken in.
+            patience_s: how long a model that says this of itself may go without an answer, see `stall_s`.
         """
         self.model = model
         self.policy = policy
@@ -117,6 +120,7 @@ class Endpoints(Generic[T]):
         self._canary = canary
         self._metrics = metrics
         self._on_change = on_change
+        self._patience_s = patience_s
         self._endpoints: dict[str, Endpoint[T]] = {}
         self._taken_in = asyncio.Event()
         self._resolving: asyncio.Task[None] | None = None
@@ -274,9 +278,11 @@ class Endpoints(Generic[T]):
             async with asyncio.timeout(self.policy.answer_s):
                 told = await canary
         except (TimeoutError, DeadlineExceeded):
-            if await is_live and time.monotonic() - endpoint.heard_at < self.policy.stall_s:
+            is_stalled = time.monotonic() - endpoint.heard_at >= self._stall_s(endpoint)
+            if await is_live and not is_stalled:
                 return
-            error, suspicion = EndpointFailed(f"{self._at(endpoint)} is silent", kind="hung", is_down=True), _OF_SILENCE
+            error = EndpointFailed(f"{self._at(endpoint)} is silent", kind="hung", is_down=True)
+            suspicion = _EJECTED_AT if is_stalled else _OF_SILENCE
         except EndpointFailed as failure:
             error, suspicion = failure, _EJECTED_AT if failure.is_down else _OF_CANARY
         except ServiceError as refusal:  # a full queue, for one: it lives
@@ -299,6 +305,11 @@ class Endpoints(Generic[T]):
             endpoint.ejections += 1  # the next canary comes later
         elif not endpoint.is_in:
             self._abandon(endpoint)
+
+    def _stall_s(self, endpoint: Endpoint[T]) -> float:
+        policy = self.policy
+        asked_s = 0.0 if endpoint.told is None else self._patience_s(endpoint.told)
+        return min(policy.stall_s, max(policy.silence_s, asked_s))
 
     def _abandon(self, endpoint: Endpoint[T]) -> None:
         """Take the requests at a silent endpoint for lost; `lease` says so to whoever waits for them."""

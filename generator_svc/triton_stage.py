@@ -33,6 +33,8 @@ from generator_svc.triton_endpoints import Endpoint, EndpointPolicy, Endpoints
 from generator_svc.triton_metrics import TritonMetrics
 from generator_svc.triton_retries import RetryBudget, with_retries
 
+PATIENCE_PASSES = 10  # full and undisturbed ones; a stage shows that it lives after each pass
+
 _NO_PLANS = pack_request(StageRequest(plans=(), inputs=None))
 """Asks for the model's card; under the request id of a live request it ends that one."""
 
@@ -77,7 +79,13 @@ class TritonStage:
             return await ask_card(spec.name, client, timeout_s)
 
         self.endpoints: Endpoints[ModelCard] = Endpoints(
-            spec.name, addresses, canary=canary, policy=policy, metrics=metrics, on_change=on_change
+            spec.name,
+            addresses,
+            canary=canary,
+            policy=policy,
+            metrics=metrics,
+            on_change=on_change,
+            patience_s=lambda card: PATIENCE_PASSES * card.pass_s,
         )
         self.budget = RetryBudget()
         self.metrics = metrics

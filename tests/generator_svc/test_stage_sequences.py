@@ -20,7 +20,15 @@ from tests.generator_svc.test_triton_conformance import ORDERS, plans, text_inpu
 from tests.generator_svc.tiny_stack import TINY_64, tiny_unet
 
 CARD = ModelCard(
-    stage=64, unet=TINY_64, sha256="", version="1", parameters=1, trained={}, max_live_bytes=1, element_bytes=4
+    stage=64,
+    unet=TINY_64,
+    sha256="",
+    version="1",
+    parameters=1,
+    trained={},
+    max_live_bytes=1,
+    element_bytes=4,
+    pass_s=0.1,
 )
 
 
@@ -68,8 +76,9 @@ class Desk:
         self.batches: list[int] = []
         self.now = 0.0
         given = {"max_batch": 8, "max_live_bytes": 1 << 26} | settings
+        self.unet = tiny_unet(64)
         self.engine = StageEngine(
-            stage(64), tiny_unet(64), on_batch=lambda count, seconds: self.batches.append(count), **given
+            stage(64), self.unet, on_batch=lambda count, seconds: self.batches.append(count), **given
         )
         self.sequences = Sequences(self.engine, CARD, idle_s=10.0, clock=lambda: self.now)
 
@@ -142,7 +151,7 @@ def test_a_withdrawn_request_takes_no_further_step_and_ends_without_an_error(des
     desk.execute(*((farewell, left, other) if is_first else (left, other, farewell)))
     assert desk.batches == [2, 1]
     assert left.is_done and left.error is None and left.said[-1] == StageResponse()
-    assert farewell.is_done and farewell.said[0].model == CARD
+    assert farewell.is_done and farewell.said[0].model is not None
     assert desk.sequences.num_live == 1
     while not other.is_done:
         desk.execute(other)
@@ -164,6 +173,37 @@ def test_a_request_that_is_withdrawn_on_its_way_does_not_begin(desk: Desk) -> No
     desk.execute(late, other, unnamed, withdraw(5, ""))
     assert late.is_done and late.error is None and late.said == [StageResponse()]
     assert desk.batches == [2] and desk.sequences.num_live == 2
+
+
+def test_a_long_round_shows_that_it_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three batches of a second each."""
+    order = StageRequest(plans=plans(64, 1, 2, num_pictures=20), inputs=text_inputs(1, 2))
+    many, other = Caller(1, order), make_caller(2, 1)
+    note = desk.engine._note_pass  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(desk.engine, "_note_pass", lambda n, s: (setattr(desk, "now", desk.now + 1), note(n, s)))
+    desk.execute(many, other)
+    assert [response.steps for response in many.said] == [(), (), (), (1,) * 20]
+    assert other.said[-1].pictures is not None and len(other.said) <= 3
+
+
+def ask_card(desk: Desk, number: int) -> Caller:
+    caller = Caller(number, StageRequest(plans=(), inputs=None))
+    desk.execute(caller)
+    return caller
+
+
+def test_a_canary_runs_the_network_where_nothing_else_has(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.engine.warm_up([1])
+    monkeypatch.setattr("generator_svc.stage_engine.CHEAP_S", 60.0)
+    for parameter in desk.unet.parameters():
+        parameter.data.fill_(torch.nan)
+    assert ask_card(desk, 1).said[-1].model is not None, "it has just run"
+    monkeypatch.setattr("generator_svc.stage_engine.PROVEN_S", 0.0)
+    broken = ask_card(desk, 2)
+    assert broken.error is not None and "stage 64 failed (ValueError)" in broken.error.description and not broken.said
+    monkeypatch.setattr("generator_svc.stage_engine.CHEAP_S", 0.0)
+    assert ask_card(desk, 3).said[-1].model is not None, "a pass is too dear"
+    assert not desk.batches, "it counts as no work"
 
 
 def test_a_gone_caller_is_freed_in_the_turn_of_another(desk: Desk) -> None:

@@ -77,6 +77,7 @@ def test_responses_come_back_as_they_were() -> None:
         trained={"examples": 1},
         max_live_bytes=5,
         element_bytes=4,
+        pass_s=0.1,
     )
     sent = StageResponse(steps=(3, 2), previews={1: x0}, pictures=np.stack([x0, x0]), model=card)
     tensors = pack_response(sent)

@@ -201,6 +201,26 @@ def test_a_long_step_is_no_silence_while_triton_answers(
     host.call(ask())
 
 
+@pytest.mark.parametrize(("passes", "is_ejected"), [(0, True), (1_000_000, False)])
+def test_a_model_is_waited_for_as_long_as_its_passes_take(
+    host: Host, triton_server: TritonServer, monkeypatch: pytest.MonkeyPatch, passes: int, is_ejected: bool
+) -> None:
+    monkeypatch.setattr("generator_svc.triton_stage.PATIENCE_PASSES", passes)
+
+    async def ask() -> None:
+        policy = EndpointPolicy(canary_interval_s=0.1, canary_timeout_s=0.5, answer_s=0.5, silence_s=0.5)
+        address = triton_server.address
+        async with asked(64, address) as drawing, asked(64, address, policy=policy) as idle:
+            until = time.monotonic() + 3.0
+            call = Call(time_remaining_s=lambda: until - time.monotonic())
+            with pytest.raises(DeadlineExceeded):
+                await drawing.draw(plans(64, 7, 1, num_pictures=4000), text_inputs(3, 0), call=call)
+            assert bool(idle.figure(EJECTIONS, endpoint=address)) == is_ejected
+            await idle.until(lambda: bool(idle.in_use), TAKEN_IN_S)
+
+    host.call(ask())
+
+
 def test_a_stage_waits_for_its_only_endpoint_to_come_back(host: Host, triton_server: TritonServer) -> None:
     async def ask() -> None:
         async with relays(triton_server, 1) as (relay,), asked(64, relay.address) as asking:

@@ -148,3 +148,23 @@ def test_a_dead_stub_is_found_out_though_triton_says_ready(host: Host, victim: V
             await asking.draw(plans(64, 7, 2), inputs(64))
 
     host.call(ask(), timeout_s=180.0)
+
+
+def test_a_stub_that_stands_still_is_found_out(host: Host, victim: Victim) -> None:
+    """Neither its process nor its connection ends. Triton may take it for dead, or go on saying that it is ready."""
+
+    async def ask() -> None:
+        async with asked(64, victim.address) as asking:
+            wanted, _ = await asking.draw(plans(64, 7, STEPS[64]), inputs(64))
+            begun = asyncio.Event()
+            drawing = asyncio.create_task(
+                asking.draw(plans(64, 7, STEPS[64]), inputs(64), on_step=lambda picture, step, x0: begun.set())
+            )
+            await begun.wait()
+            os.kill(victim.stub(64), signal.SIGSTOP)
+            ejected_s = await asking.until(lambda: not asking.in_use, EJECTED_S)
+            await asyncio.to_thread(victim.restart)
+            assert np.array_equal((await drawing)[0], wanted)
+            print(f"\nejected after {ejected_s:.2f} s")
+
+    host.call(ask(), timeout_s=180.0)
