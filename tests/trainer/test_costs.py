@@ -23,9 +23,9 @@ from common.text import MAX_TOKENS
 from trainer.batches import Batch, rng_of
 from trainer.costs import Ledger, blank_batch, reckon
 from trainer.dataset import Prepared
-from trainer.dry_run import dry_run
+from trainer.dry_run import SEVERAL, dry_run
 from trainer.fit import Trainer
-from trainer.presets import Preset, preset
+from trainer.presets import PRESETS, Preset, preset
 from trainer.sources import NeighborSource, Source
 from trainer.state import new_state, uses_bfloat16
 
@@ -203,3 +203,25 @@ def test_a_dry_run_shows_each_part() -> None:
     assert {"weights", "gradients", "optimizer", "averages (EMA)", "peak of a step"} <= set(lines)
     assert lines["GFLOP an example, forward"] == [f"{told.forward_flop / 1e9:.3f}"]
     assert lines["forward and backward"] == [f"{told.step_flop / 1e9:.3f}"]
+
+
+def test_the_guides_table_is_what_is_reckoned() -> None:
+    guide = (Path(__file__).parents[2] / "trainer" / "README.md").read_text()
+    table = {
+        cells[0].strip("`"): cells[1:]
+        for cells in ([c.strip() for c in line.strip("|").split("|")] for line in guide.splitlines())
+        if cells[0].strip("`") in PRESETS
+    }
+    assert set(table) == {name for name in PRESETS if not name.startswith("tiny-")}
+    for name, said in table.items():
+        row, paper = preset(name), name.startswith("paper-")
+        ddp, sharded = (
+            reckon(row, bfloat16=paper, ranks=8 if paper else 1, parallel=p if paper else "none") for p in SEVERAL
+        )
+        assert said[1:3] == [row.optimizer, str(ddp.examples)], name
+        assert said[0] == f"{ddp.parameters / 1e6:,.1f} M", name
+        parts = (ddp.weights, ddp.optimizer, ddp.casts, ddp.activations, ddp.peak, *([sharded.peak] if paper else []))
+        sizes = [float(cell) for cell in said[3:9] if cell != "-"]
+        assert sizes == pytest.approx([part / 2**30 for part in parts], rel=0.02, abs=0.006), name
+        flop = [float(cell.replace(",", "")) for cell in said[9:]]
+        assert flop == pytest.approx([ddp.forward_flop / 1e9, ddp.step_flop / 1e9], rel=0.01, abs=0.06), name
