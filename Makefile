@@ -8,6 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STUBS := build/stubs
 TRITON := build/triton
+PEERS := build/training-peers
 KUBECTL := build/kubectl/kubectl
 PROTOS := $(shell find proto -name '*.proto' 2>/dev/null)
 
@@ -24,7 +25,7 @@ SECONDS_1024 ?= 1200
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
 
-.PHONY: help env triton kubectl proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate bench-retrieval bench-serving bench-knn clean
+.PHONY: help env triton kubectl proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate bench-retrieval bench-serving bench-training bench-knn clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -129,6 +130,15 @@ bench-retrieval: proto ## Speed of retrieval at 10 K, 100 K and 1 M pairs, besid
 
 bench-serving: proto triton ## Speed of generation: batching, overhead, overload, where a step's time goes: bench/results/serving.json
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m bench.serving # as the served stages have it: threads that wait do not spin
+
+bench-training: proto $(PEERS)/.ready ## Speed of training steps beside imagen-pytorch and an IF-type U-Net: bench/results/training.json
+	$(PY) -m bench.training
+
+# Of what is measured beside ours, only the U-Nets are loaded: what their packages ask for besides is not installed.
+$(PEERS)/.ready: bench/requirements-training.txt | $(VENV)/.ready
+	@rm -rf $(PEERS)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(PEERS) -r bench/requirements-training.txt
+	@touch $@
 
 bench-knn: knowledge-base ## Speed of asking for every pair's neighbors, and what 50 million pairs cost: bench/results/knn.json
 	$(PY) -m bench.knn

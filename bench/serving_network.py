@@ -168,19 +168,21 @@ def convolution_figures(unet: UNet, spec: StageSpec, peak: float, *, rows: int, 
         "step_gflop": round(flop / 1e9, 3),
         "gflop_per_s": round(flop / seconds / 1e9, 1),
         "rows": rows,
-        "where_time_goes": _shares(step),
+        "where_time_goes": shares_of_time(step),
     }
 
 
-def _shares(step: Callable[[], object]) -> dict[str, float]:
+def shares_of_time(
+    step: Callable[[], object], kinds: Sequence[tuple[str, tuple[str, ...]]] = KINDS
+) -> dict[str, float]:
     """Share of a step's time by what its operators do."""
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         for _ in range(3):
             step()
-    taken = {kind: 0.0 for kind, _ in KINDS} | {REST: 0.0}
+    taken = {kind: 0.0 for kind, _ in kinds} | {REST: 0.0}
     for event in profiled.key_averages():
         name = event.key
-        kind = next((kind for kind, parts in KINDS if any(part in name for part in parts)), REST)
+        kind = next((kind for kind, parts in kinds if any(part in name for part in parts)), REST)
         taken[kind] += event.self_cpu_time_total
     total = sum(taken.values())
     return {kind: round(seconds / total, 3) for kind, seconds in sorted(taken.items(), key=lambda item: -item[1])}
