@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import urllib3
+import yaml
 from kubernetes import client, config
 
 from common.service.config import ConfigError
@@ -19,6 +20,7 @@ Kind = Literal["Job", "TrainJob"]
 _TRAIN_JOBS = {"group": "trainer.kubeflow.org", "version": "v1alpha1", "plural": "trainjobs"}
 _NOT_FOUND, _CONFLICT = 404, 409
 _LATER = (401, 408, 429)  # beside 5xx: a token is being renewed, the server is busy
+_UNREADABLE = (config.ConfigException, OSError, yaml.YAMLError, TypeError, KeyError, ValueError)  # as its client has it
 _JOB_NAME = "batch.kubernetes.io/job-name"
 _TRAIN_JOB_NAME = "jobset.sigs.k8s.io/jobset-name"
 
@@ -38,8 +40,9 @@ class KubernetesApi:
                 config.load_kube_config(str(kubeconfig), client_configuration=configuration)
             else:
                 config.load_incluster_config(client_configuration=configuration)
-        except (config.ConfigException, OSError) as error:
-            raise ConfigError(f"--kubernetes-config: {error}") from None
+        except _UNREADABLE as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"--kubernetes-config: {kubeconfig or 'that of the pod'}: {reason}") from None
         configuration.retries = urllib3.Retry(0)  # the service asks again by itself
         self._api = client.ApiClient(configuration)
         self._batch = client.BatchV1Api(self._api)
