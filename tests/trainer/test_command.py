@@ -76,6 +76,23 @@ def test_flags_of_fit_that_cannot_be_are_named(
     one_line(capsys, named)
 
 
+def test_super_resolution_with_text_and_neighbors_is_trained_and_published(data: Path, tmp_path: Path) -> None:
+    run, weights = tmp_path / "run", tmp_path / "weights"
+    flags = ["--preset", "tiny-256-neighbors", "--data", str(data), "--run", str(run), "--threads", "1"]
+    assert main(["fit", *flags, "--examples", "8", "--accumulation", "2", "--weights", str(weights)]) == 0
+    loaded = load_stage(weights, 256)
+    assert loaded.unet.config == preset("tiny-256-neighbors").unet
+    assert {"full", "text_only", "wrong_neighbors"} <= set(loaded.trained["held_out_loss"])
+    assert (run / "samples.png").is_file()
+
+
+def test_ranks_go_with_a_dry_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(data, tmp_path / "run", "--ranks", "2") == 2
+    one_line(capsys, "--ranks: goes with --dry-run")
+    assert fit(data, tmp_path / "run", "--accumulation", "3") == 2
+    one_line(capsys, "preset.accumulation: 3 does not divide groups 4")
+
+
 def test_dry_run_shows_the_resolved_configuration_and_does_nothing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
