@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from common.checkpoint import CheckpointError
+from common.unet.config import LATER
 from trainer.presets import Preset, preset
 from trainer.state import KEPT, RunState, load_state, new_state, resume, save_state
 
@@ -176,3 +179,32 @@ def test_a_state_that_lacks_a_part_is_passed_over(tmp_path: Path, tiny: Preset) 
     save_file(tensors, path, metadata=header)
     state, skipped = resume(tmp_path, tiny, CPU)
     assert state.step == 0 and str(path) in skipped[0]
+
+
+def test_a_state_of_before_ranks_and_optimizers_is_read(tmp_path: Path, tiny: Preset) -> None:
+    """Its header has no names that came later, and no sha256."""
+    state = moved(new_state(tiny, CPU), 2)
+    path = save_state(tmp_path, state, tiny)
+    with safe_open(path, framework="pt") as file:
+        tensors, header = {n: file.get_tensor(n) for n in file.keys()}, file.metadata()  # noqa: SIM118
+    old = json.loads(header["preset"])
+    for name in ("optimizer", "ema", "ema_lengths", "accumulation", "precision", "activation_checkpointing"):
+        del old[name]
+    old["unet"] = {n: v for n, v in old["unet"].items() if n not in LATER}
+    save_file(tensors, path, metadata={"preset": json.dumps(old), "step": "2", "examples": header["examples"]})
+    assert_same(load_state(path, tiny, CPU), state)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"optimizer": "adafactor"}, "optimizer 'adam'"),
+        ({"ema": "post-hoc", "ema_decay": 0.0, "ema_lengths": (0.1,)}, "ema"),
+    ],
+)
+def test_a_state_of_another_optimizer_or_average_is_refused(
+    changed: dict[str, Any], named: str, tmp_path: Path, tiny: Preset
+) -> None:
+    path = save_state(tmp_path, moved(new_state(tiny, CPU)), tiny)
+    with pytest.raises(CheckpointError, match=named):
+        load_state(path, replace(tiny, **changed), CPU)
