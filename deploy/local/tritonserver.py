@@ -155,10 +155,8 @@ class TritonServer:
 
     def explain(self) -> str:
         """The last error of its log."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        wrong = [line for line in lines if " E " in line[:40] or "unrecognized option" in line]
-        wrong = [line for line in wrong if not any(harmless in line for harmless in _NO_ERRORS)]
-        return f"its log says {wrong[-1].strip()[:500]!r}" if wrong else "its log names no error"
+        error = last_error(self.log.read_text(errors="replace"))
+        return f"its log says {error[:500]!r}" if error else "its log names no error"
 
     def stubs(self) -> list[int]:
         """Process ids of its models' interpreters."""
@@ -222,6 +220,12 @@ def running_triton(settings: TritonSettings) -> Iterator[TritonServer]:
 def _begin(parent_pid: int, nice: int) -> None:
     die_with_parent(parent_pid)
     os.nice(nice)
+
+
+def last_error(log: str) -> str:
+    """The last error in what a tritonserver has logged; empty where there is none."""
+    wrong = [line for line in log.splitlines() if " E " in line[:40] or "unrecognized option" in line]
+    return next((line.strip() for line in reversed(wrong) if not any(each in line for each in _NO_ERRORS)), "")
 
 
 def _remove_regions(prefix: str) -> None:
