@@ -34,6 +34,7 @@ _SERVICES = (
     kb_pb.DESCRIPTOR.services_by_name["KnowledgeBaseService"].full_name,
 )
 _RETRIES = {
+    "loadBalancingConfig": [{"round_robin": {}}],  # replicas behind one name are asked by turns
     "methodConfig": [
         {
             "name": [{"service": service} for service in _SERVICES],
@@ -45,7 +46,7 @@ _RETRIES = {
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
         }
-    ]
+    ],
 }
 _ALIKE: dict[grpc.StatusCode, type[ServiceError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
