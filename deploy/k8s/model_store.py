@@ -20,12 +20,17 @@ from common.service.command import run_command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check once; gives the exit status (2 and one line on standard error where something differs)."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.k8s.model_store", description=__doc__)
-    parser.add_argument("repository", type=Path, metavar="FOLDER")
-    parser.add_argument("--sha256", default="", metavar="DIGEST", help="that it must have; empty: print it")
-    flags = parser.parse_args(arguments)
+    flags = parser().parse_args(arguments)
     body = partial(_check, flags.repository, flags.sha256)
     return run_command("deploy.k8s.model_store", body, expected=(CheckpointError,))
+
+
+def parser() -> argparse.ArgumentParser:
+    """What it is told."""
+    made = argparse.ArgumentParser(prog="python -m deploy.k8s.model_store", description=__doc__)
+    made.add_argument("repository", type=Path, metavar="FOLDER")
+    made.add_argument("--sha256", default="", metavar="DIGEST", help="that it must have; empty: print it")
+    return made
 
 
 def _check(repository: Path, wanted: str) -> None:

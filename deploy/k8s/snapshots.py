@@ -19,16 +19,19 @@ EXPECTED = (RetrievalFailed, ValueError, OSError)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Save once; gives the exit status (2 and one line on standard error where a knowledge base is not saved)."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.k8s.snapshots", description=__doc__)
-    parser.add_argument("--retrieval", required=True, metavar="ADDRESS", help="host:port or dns:///host:port")
-    parser.add_argument("--snapshots", type=Path, required=True, metavar="FOLDER", help="where the service makes them")
-    parser.add_argument(
-        "--keep", type=int, default=7, metavar="N", help="of each knowledge base (default: %(default)s)"
-    )
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds an admin key")
-    parser.add_argument("--tls-ca-file", type=Path, metavar="FILE", help="PEM certificates of the service's authority")
-    flags = parser.parse_args(arguments)
+    flags = parser().parse_args(arguments)
     return run_command("deploy.k8s.snapshots", partial(_save_all, flags), expected=EXPECTED)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What it is told."""
+    made = argparse.ArgumentParser(prog="python -m deploy.k8s.snapshots", description=__doc__)
+    made.add_argument("--retrieval", required=True, metavar="ADDRESS", help="host:port or dns:///host:port")
+    made.add_argument("--snapshots", type=Path, required=True, metavar="FOLDER", help="where the service makes them")
+    made.add_argument("--keep", type=int, default=7, metavar="N", help="of each knowledge base (default: %(default)s)")
+    made.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds an admin key")
+    made.add_argument("--tls-ca-file", type=Path, metavar="FILE", help="PEM certificates of the service's authority")
+    return made
 
 
 def _save_all(flags: argparse.Namespace) -> None:

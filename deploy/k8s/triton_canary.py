@@ -26,15 +26,20 @@ _NO_PLANS = pack_request(StageRequest(plans=(), inputs=None))
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Ask once; gives the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.k8s.triton_canary", description=__doc__)
-    parser.add_argument("--address", required=True, metavar="HOST:PORT", help="of Triton's gRPC")
-    parser.add_argument("--models", type=Path, required=True, metavar="FOLDER", help="its model repository")
-    parser.add_argument(
-        "--timeout-s", type=float, default=25.0, metavar="SECONDS", help="of each model (default: %(default)g)"
-    )
-    flags = parser.parse_args(arguments)
+    flags = parser().parse_args(arguments)
     body = partial(_ask_all, flags.address, flags.models, flags.timeout_s)
     return run_command("deploy.k8s.triton_canary", body, expected=(ConfigError, ServiceError, RequestRefused))
+
+
+def parser() -> argparse.ArgumentParser:
+    """What it is told."""
+    made = argparse.ArgumentParser(prog="python -m deploy.k8s.triton_canary", description=__doc__)
+    made.add_argument("--address", required=True, metavar="HOST:PORT", help="of Triton's gRPC")
+    made.add_argument("--models", type=Path, required=True, metavar="FOLDER", help="its model repository")
+    made.add_argument(
+        "--timeout-s", type=float, default=25.0, metavar="SECONDS", help="of each model (default: %(default)g)"
+    )
+    return made
 
 
 def _ask_all(address: str, repository: Path, timeout_s: float) -> None:

@@ -1,0 +1,188 @@
+"""More of `mutations.py`: what breaks the rules about probes, ends, GPUs, rollouts and numbers."""
+
+from __future__ import annotations
+
+from tests.deploy.k8s.mutations import breaks, configured, container, deployment, pod
+from tests.deploy.k8s.rendering import Manifests, named
+
+
+@breaks("probes")
+def no_liveness(m: Manifests) -> None:
+    del container(m, "retrieval")["livenessProbe"]
+
+
+@breaks("probes")
+def health_of_triton_alone(m: Manifests) -> None:
+    container(m, "triton-unet-256")["livenessProbe"] = {"grpc": {"port": 8001}, "timeoutSeconds": 5}
+
+
+@breaks("probes")
+def a_second_at_most(m: Manifests) -> None:
+    del container(m, "qdrant", "StatefulSet")["readinessProbe"]["timeoutSeconds"]
+
+
+@breaks("probes")
+def liveness_by_dependencies(m: Manifests) -> None:
+    probe = {"grpc": {"port": 50052, "service": "readiness"}, "timeoutSeconds": 5}
+    container(m, "generator")["livenessProbe"] = probe
+
+
+@breaks("grace")
+def killed_while_it_draws(m: Manifests) -> None:
+    pod(m, "generator")["terminationGracePeriodSeconds"] = 60
+
+
+@breaks("grace")
+def default_grace(m: Manifests) -> None:
+    pod(m, "triton")["terminationGracePeriodSeconds"] = 30
+
+
+@breaks("grace")
+def stages_cut_short(m: Manifests) -> None:
+    arguments = container(m, "triton")["args"]
+    arguments[arguments.index("--exit-timeout-secs=120")] = "--exit-timeout-secs=30"
+
+
+@breaks("grace")
+def pictures_without_a_bound(m: Manifests) -> None:
+    configured(m, "generator")["REIMAGEN_GENERATOR_MAX_DEADLINE_S"] = "0"
+
+
+@breaks("grace")
+def longer_pictures(m: Manifests) -> None:
+    configured(m, "generator")["REIMAGEN_GENERATOR_MAX_DEADLINE_S"] = "600"
+
+
+@breaks("grace")
+def longer_drain(m: Manifests) -> None:
+    configured(m, "retrieval")["REIMAGEN_RETRIEVAL_DRAIN_DELAY_S"] = "20"
+
+
+@breaks("grace")
+def no_pre_stop(m: Manifests) -> None:
+    del container(m, "trainer")["lifecycle"]
+
+
+@breaks("gpus")
+def any_node(m: Manifests) -> None:
+    del pod(m, "triton")["nodeSelector"]
+
+
+@breaks("gpus")
+def shared_gpus(m: Manifests) -> None:
+    pod(m, "triton")["nodeSelector"]["nvidia.com/gpu.sharing-strategy"] = "time-slicing"
+
+
+@breaks("gpus")
+def tainted_nodes(m: Manifests) -> None:
+    del pod(m, "triton-unet-1024")["tolerations"]
+
+
+@breaks("gpus")
+def gpu_nodes_without_a_gpu(m: Manifests) -> None:
+    pod(m, "generator")["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+
+
+@breaks("rollouts")
+def a_spare_gpu(m: Manifests) -> None:
+    deployment(m, "triton")["strategy"]["rollingUpdate"] = {"maxSurge": 1, "maxUnavailable": 0}
+
+
+@breaks("rollouts")
+def one_less(m: Manifests) -> None:
+    deployment(m, "retrieval")["strategy"]["rollingUpdate"] = {"maxSurge": 0, "maxUnavailable": 1}
+
+
+@breaks("rollouts")
+def two_trainers(m: Manifests) -> None:
+    deployment(m, "trainer")["replicas"] = 2
+
+
+@breaks("disruptions")
+def no_budget(m: Manifests) -> None:
+    m.remove(named(m, "PodDisruptionBudget", "generator"))
+
+
+@breaks("disruptions")
+def sick_pods_that_stay(m: Manifests) -> None:
+    del named(m, "PodDisruptionBudget", "qdrant")["spec"]["unhealthyPodEvictionPolicy"]
+    named(m, "PodDisruptionBudget", "qdrant")["spec"]["unhealthyPodEvictionPolicy"] = "IfHealthyBudget"
+
+
+@breaks("disruptions")
+def node_that_never_ends(m: Manifests) -> None:
+    named(m, "PodDisruptionBudget", "triton")["spec"]["selector"]["matchLabels"] = {
+        "app.kubernetes.io/name": "triton",
+        "app.kubernetes.io/component": "unet-256",
+    }
+
+
+@breaks("spreading")
+def all_on_one_node(m: Manifests) -> None:
+    pod(m, "generator")["topologySpreadConstraints"].pop()
+
+
+@breaks("spreading")
+def peers_on_one_node(m: Manifests) -> None:
+    del pod(m, "qdrant", "StatefulSet")["affinity"]
+
+
+@breaks("autoscaling")
+def replicas_set_as_well(m: Manifests) -> None:
+    deployment(m, "retrieval")["replicas"] = 2
+
+
+@breaks("autoscaling")
+def scaled_to_nothing(m: Manifests) -> None:
+    named(m, "ScaledObject", "triton")["spec"]["minReplicaCount"] = 0
+
+
+@breaks("autoscaling")
+def scaled_down_at_once(m: Manifests) -> None:
+    named(m, "HorizontalPodAutoscaler", "generator")["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] = 0
+
+
+@breaks("autoscaling")
+def falls_back_to_less(m: Manifests) -> None:
+    named(m, "ScaledObject", "triton")["spec"]["fallback"]["replicas"] = 1
+
+
+@breaks("priorities")
+def training_first(m: Manifests) -> None:
+    named(m, "PriorityClass", "reimagen-training")["value"] = 1_000_000
+
+
+@breaks("priorities")
+def no_priority(m: Manifests) -> None:
+    del pod(m, "generator")["priorityClassName"]
+
+
+@breaks("images")
+def image_by_tag(m: Manifests) -> None:
+    container(m, "generator")["image"] = "registry.example.com/reimagen/generator:latest"
+
+
+@breaks("images")
+def models_by_tag(m: Manifests) -> None:
+    pod(m, "triton")["volumes"][0]["image"]["reference"] = "registry.example.com/reimagen/models:1"
+
+
+@breaks("images")
+def trainings_of_another_image(m: Manifests) -> None:
+    container(m, "reimagen-one-1", "Job")["image"] = f"registry.example.com/old@sha256:{'1' * 64}"
+
+
+@breaks("shards")
+def a_shard_too_few(m: Manifests) -> None:
+    named(m, "Job", "knn")["spec"]["completions"] = 15
+
+
+@breaks("shards")
+def merged_otherwise(m: Manifests) -> None:
+    arguments = container(m, "knn-merge", "Job")["args"]
+    arguments[arguments.index("--shards=16")] = "--shards=8"
+
+
+@breaks("headless")
+def one_address(m: Manifests) -> None:
+    del named(m, "Service", "retrieval")["spec"]["clusterIP"]

@@ -1,0 +1,143 @@
+"""Rules about where pods run, how many, and in which order: GPUs, rollouts, spreading, priorities, images, Jobs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tests.deploy.k8s.rendering import Manifest, Manifests, Pod, is_run, named, of_kind, pods
+
+GPU = "nvidia.com/gpu"
+DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
+LOCAL = re.compile(r"(reimagen/\w+|qdrant/qdrant):[\w.-]+")
+
+
+def gpus(manifests: Manifests) -> Iterator[str]:
+    """Who has a GPU goes to nodes that have whole ones, past their taint; who has none does not."""
+    for pod in pods(manifests):
+        wants = any(GPU in container.get("resources", {}).get("limits", {}) for container in pod.containers)
+        chosen = pod.spec.get("nodeSelector", {})
+        tolerates = any(each.get("key") == GPU for each in pod.spec.get("tolerations", ()))
+        if is_run(pod.name):
+            continue  # the trainer's settings choose no nodes
+        if wants and (chosen.get("nvidia.com/gpu.present"), chosen.get("nvidia.com/gpu.sharing-strategy")) != (
+            "true",
+            "none",
+        ):
+            yield f"{pod.owner}: has a GPU, and chooses no node with whole ones"
+        if wants != tolerates or (chosen and not wants):
+            yield f"{pod.owner}: GPU {wants}, toleration {tolerates}, nodes {chosen}"
+
+
+def rollouts(manifests: Manifests) -> Iterator[str]:
+    """A pool of GPUs has none to spare: an old pod goes first. Elsewhere the new one comes first."""
+    for deployment in of_kind(manifests, "Deployment"):
+        name, spec = deployment["metadata"]["name"], deployment["spec"]
+        (pod,) = (pod for pod in pods(manifests) if pod.owner == f"Deployment/{name}")
+        has_gpu = any(GPU in container["resources"]["limits"] for container in pod.containers)
+        found = spec["strategy"].get("rollingUpdate")
+        if spec["strategy"].get("type") == "Recreate":
+            if spec["replicas"] != 1:
+                yield f"{pod.owner}: is made anew, and there are {spec['replicas']}"
+        elif found != {"maxSurge": 0 if has_gpu else 1, "maxUnavailable": 1 if has_gpu else 0}:
+            yield f"{pod.owner}: rolls out by {found}"
+
+
+def disruptions(manifests: Manifests) -> Iterator[str]:
+    """What has two and more loses one at a time, by will of the cluster; what has one is no obstacle to its node's end."""
+    budgets = of_kind(manifests, "PodDisruptionBudget")
+    for pod in _serving(manifests):
+        own = [b["spec"] for b in budgets if b["spec"]["selector"]["matchLabels"].items() <= pod.labels.items()]
+        if pod.replicas == 1 and own:
+            yield f"{pod.owner}: a budget for one pod"
+        if pod.replicas > 1 and [(b["maxUnavailable"], b["unhealthyPodEvictionPolicy"]) for b in own] != [
+            (1, "AlwaysAllow")
+        ]:
+            yield f"{pod.owner}: has {pod.replicas} pods, and budgets {own}"
+
+
+def spreading(manifests: Manifests) -> Iterator[str]:
+    """Pods of one workload keep to different nodes."""
+    for pod in _serving(manifests):
+        own = [c for c in pod.spec.get("topologySpreadConstraints", ()) if _is_own(c["labelSelector"], pod)]
+        apart = pod.spec.get("affinity", {}).get("podAntiAffinity", {})
+        apart = apart.get("requiredDuringSchedulingIgnoredDuringExecution", ())
+        hosts = [each["topologyKey"] for each in [*own, *(a for a in apart if _is_own(a["labelSelector"], pod))]]
+        if pod.replicas > 1 and "kubernetes.io/hostname" not in hosts:
+            yield f"{pod.owner}: its {pod.replicas} pods may all be on one node"
+
+
+def autoscaling(manifests: Manifests) -> Iterator[str]:
+    """What an autoscaler counts no manifest sets: each apply would undo it. Scaled down slowly, never to nothing."""
+    for scaler in of_kind(manifests, "HorizontalPodAutoscaler", "ScaledObject"):
+        target, spec = scaler["spec"]["scaleTargetRef"]["name"], scaler["spec"]
+        if "replicas" in named(manifests, "Deployment", target)["spec"]:
+            yield f"{target}: its replicas are set, and scaled"
+        least = spec.get("minReplicas", spec.get("minReplicaCount", 0))
+        most = spec.get("maxReplicas", spec.get("maxReplicaCount", 0))
+        if not 1 <= least < most:
+            yield f"{target}: {least} to {most} replicas"
+        config = spec.get("advanced", {}).get("horizontalPodAutoscalerConfig", spec)
+        if config["behavior"]["scaleDown"]["stabilizationWindowSeconds"] < 300:
+            yield f"{target}: is scaled down in haste"
+        if scaler["kind"] == "ScaledObject" and spec["fallback"]["replicas"] < least:
+            yield f"{target}: falls back to fewer than ever"
+
+
+def priorities(manifests: Manifests) -> Iterator[str]:
+    """Serving before indexing before training."""
+    value = {each["metadata"]["name"]: each["value"] for each in of_kind(manifests, "PriorityClass")}
+    if not value["reimagen-serving"] > value["reimagen-indexing"] > value["reimagen-training"] > 0:
+        yield f"PriorityClass: {value}"
+    for pod in pods(manifests):
+        kind = pod.owner.split("/")[0]
+        wanted = "reimagen-serving" if kind in ("Deployment", "StatefulSet") else "reimagen-indexing"
+        if is_run(pod.name) or pod.name == "train":
+            wanted = "reimagen-training"
+        if pod.spec.get("priorityClassName") != wanted:
+            yield f"{pod.owner}: is {pod.spec.get('priorityClassName')}, not {wanted}"
+
+
+def images(manifests: Manifests) -> Iterator[str]:
+    """Released images by digest, all of them or none; trainings run the image of the trainer's service."""
+    found: dict[str, str] = {}
+    for pod in pods(manifests):
+        found |= {f"{pod.owner} {container['name']}": container["image"] for container in pod.containers}
+        found |= {
+            f"{pod.owner} {v['name']}": v["image"]["reference"] for v in pod.spec.get("volumes", ()) if "image" in v
+        }
+    pattern = DIGEST if any(DIGEST.fullmatch(image) for image in found.values()) else LOCAL
+    yield from (f"{place}: {image}" for place, image in found.items() if not pattern.fullmatch(image))
+    own = found["Deployment/trainer trainer"]
+    for pod in pods(manifests):
+        if is_run(pod.name) and pod.containers[0]["image"] != own:
+            yield f"{pod.owner}: runs {pod.containers[0]['image']}"
+
+
+def shards(manifests: Manifests) -> Iterator[str]:
+    """Each shard of the neighbors has a pod of its own, and those who merge them know how many there are."""
+    job = named(manifests, "Job", "knn")["spec"]
+    asked, merged = (_shards(named(manifests, "Job", name)) for name in ("knn", "knn-merge"))
+    if job["completionMode"] != "Indexed" or not job["completions"] == asked == merged:
+        yield f"Job/knn: {job['completions']} pods for {asked} shards, of which {merged} are merged"
+
+
+def headless(manifests: Manifests) -> Iterator[str]:
+    """Calls over gRPC are balanced by callers, who have to see the pods: one virtual address would pin each to one pod."""
+    for name in ("retrieval", "generator", "trainer", "triton", "qdrant-peers"):
+        if named(manifests, "Service", name)["spec"].get("clusterIP") != "None":
+            yield f"Service/{name}: hides its pods"
+
+
+def _shards(job: Manifest) -> int:
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (given,) = (argument for argument in container["args"] if argument.startswith("--shards="))
+    return int(given.partition("=")[2])
+
+
+def _serving(manifests: Manifests) -> Iterator[Pod]:
+    return (pod for pod in pods(manifests) if pod.owner.split("/")[0] in ("Deployment", "StatefulSet"))
+
+
+def _is_own(selector: Manifest, pod: Pod) -> bool:
+    return selector["matchLabels"].items() <= pod.labels.items()
