@@ -173,11 +173,11 @@ def convolution_figures(unet: UNet, spec: StageSpec, peak: float, *, rows: int, 
 
 
 def shares_of_time(
-    step: Callable[[], object], kinds: Sequence[tuple[str, tuple[str, ...]]] = KINDS
+    step: Callable[[], object], kinds: Sequence[tuple[str, tuple[str, ...]]] = KINDS, *, repeats: int = 3
 ) -> dict[str, float]:
     """Share of a step's time by what its operators do."""
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
-        for _ in range(3):
+        for _ in range(repeats):
             step()
     taken = {kind: 0.0 for kind, _ in kinds} | {REST: 0.0}
     for event in profiled.key_averages():

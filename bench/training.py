@@ -70,6 +70,7 @@ def main() -> int:
     """Measure everything, in one run."""
     parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--profiled", type=int, default=3, help="steps of which it is told where their time goes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--preset", default="demo-64", help="what is measured with neighbors (default: %(default)s)")
@@ -83,7 +84,9 @@ def main() -> int:
     seconds = in_turns({name: work.step for name, work in works.items()}, flags.rounds)
     peaks.append(machine_convolution_rate("cpu", torch.float32))
     figures = summary(works, seconds, max(peaks)) | {"machine": _machine(flags.threads), "batch": flags.batch}
-    figures["where_time_goes"] = {name: shares_of_time(works[name].step, _KINDS) for name in ("matched", "without")}
+    figures["where_time_goes"] = {
+        name: shares_of_time(works[name].step, _KINDS, repeats=flags.profiled) for name in ("matched", "without")
+    }
     write_json(flags.out, figures)
     write_atomic(flags.out.with_suffix(".md"), table(figures))
     print(table(figures))

@@ -32,7 +32,21 @@ def measured() -> dict[str, Any]:
 
 def test_a_small_run_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "training.json"
-    flags = ["--tiny", "--preset", "tiny-64", "--rounds", "1", "--batch", "2", "--threads", "1", "--out", str(out)]
+    flags = [
+        "--tiny",
+        "--preset",
+        "tiny-64",
+        "--rounds",
+        "1",
+        "--profiled",
+        "1",
+        "--batch",
+        "2",
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", ["bench", *flags])
     monkeypatch.setattr(serving_network, "CONVOLUTIONS", ((64, 32, 2),))
     monkeypatch.setattr(training, "SIDE", 32)

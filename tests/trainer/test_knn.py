@@ -212,7 +212,9 @@ def test_a_knowledge_base_that_changes(corpus: Path, tmp_path: Path, monkeypatch
 
         with pytest.raises(LookupFailed, match="'shapes' changed while it was asked"):
             ask_shard(corpus, tmp_path, service, asked, 1, change)
+        before = lookups(client)
         ask_shard(corpus, tmp_path, service, asked, 1, silent)
+        assert lookups(client) - before == len(asked.rows(1)) + 1, "the part of the older index is not kept"
         with pytest.raises(ShardError, match=r"changed between shards .*: shards 0; .*: shards 1"):
             write_without_asking(corpus, tmp_path, asked)
         assert write_neighbors(corpus, tmp_path, service, asked, silent).is_file(), "the older shard was asked again"

@@ -37,7 +37,7 @@ def made(question: Asked, seed: int = 0) -> Neighborhoods:
     neighbors = np.full((NUM, question.count), NONE, np.uint64)
     scores = np.full((NUM, question.count), np.nan, np.float32)
     for i in range(NUM):
-        found = rng.permutation(NUM)[: rng.integers(0, 7)]
+        found = rng.permutation(NUM)[: rng.integers(0, min(question.count, 20))]
         neighbors[i, : len(found)] = ids[found]
         if len(found) > 2 and i % 5 == 0:
             neighbors[i, 1] = id_hash("a stranger")
@@ -64,25 +64,25 @@ def put(folder: Path, question: Asked, rows: Neighborhoods, index: str = "i") ->
         write(folder / "knn" / question.folder_name / f"shard-{shard:05d}.safetensors", header, part)
 
 
-def expected(rows: Neighborhoods) -> list[list[int]]:
+def expected(rows: Neighborhoods, k: int = K) -> list[list[int]]:
     """What is to stay, by plain loops."""
     row_of = {int(h): i for i, h in enumerate(rows.ids)}
     kept = []
     for i in range(NUM):
         found = [row_of[int(h)] for h in rows.neighbors[i] if int(h) in row_of]
-        kept.append([j for j in found if j != i and (rows.held_out[i] or not rows.held_out[j])][:K])
+        kept.append([j for j in found if j != i and (rows.held_out[i] or not rows.held_out[j])][:k])
     return kept
 
 
-@pytest.mark.parametrize("num_shards", [1, 2, 7])
-def test_the_merge_keeps_what_training_may_see(tmp_path: Path, num_shards: int) -> None:
-    question = asked(num_shards)
+@pytest.mark.parametrize(("num_shards", "k"), [(1, K), (2, 12), (7, 12)])
+def test_the_merge_keeps_what_training_may_see(tmp_path: Path, num_shards: int, k: int) -> None:
+    question = asked(num_shards, k=k)
     rows = made(question)
     put(tmp_path, question, rows)
     assert merge(tmp_path, question, names_of) == neighbors_path(tmp_path, question)
     nearest = np.load(neighbors_path(tmp_path, question))
-    assert nearest.dtype == np.int32 and nearest.shape == (NUM, K)
-    assert [[int(j) for j in line if j >= 0] for line in nearest] == expected(rows)
+    assert nearest.dtype == np.int32 and nearest.shape == (NUM, k)
+    assert [[int(j) for j in line if j >= 0] for line in nearest] == expected(rows, k)
     assert {p.suffix for p in (tmp_path / "knn").iterdir() if p.is_file()} == {".npy", ".json", ".html"}
 
 
