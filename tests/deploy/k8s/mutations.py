@@ -304,6 +304,16 @@ def setting_of_nobody(m: Manifests) -> None:
     container(m, "triton")["env"].append({"name": "REIMAGEN_TRITON_ADDRESS", "value": "0.0.0.0"})
 
 
+@breaks("configuration")
+def that_changes(m: Manifests) -> None:
+    del next(each for each in m if each["kind"] == "ConfigMap")["immutable"]
+
+
+@breaks("configuration")
+def of_nobody(m: Manifests) -> None:
+    container(m, "generator")["envFrom"] = []
+
+
 @breaks("listening")
 def another_port(m: Manifests) -> None:
     configured(m, "retrieval")["REIMAGEN_RETRIEVAL_ADDRESS"] = "0.0.0.0:50052"

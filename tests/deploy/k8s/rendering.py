@@ -66,7 +66,7 @@ def kustomize(folder: Path) -> Manifests:
 def rendered(overlay: str) -> str:
     """The stack, its Jobs, and what the trainer would make of runs, as one text that callers parse for themselves."""
     stack = _otherwise() if overlay == OTHERWISE else kustomize(MANIFESTS / "overlays" / overlay)
-    jobs = kustomize(MANIFESTS / "overlays" / ("local-cpu" if overlay == "local-cpu" else "gpu") / "jobs")
+    jobs = kustomize(MANIFESTS / "overlays" / ("gpu" if overlay == OTHERWISE else overlay) / "jobs")
     found = [*stack, *jobs]
     return yaml.safe_dump_all([*found, *runs(found)], sort_keys=False)
 

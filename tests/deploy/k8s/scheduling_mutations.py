@@ -157,6 +157,16 @@ def no_priority(m: Manifests) -> None:
     del pod(m, "generator")["priorityClassName"]
 
 
+@breaks("queues")
+def past_the_queue(m: Manifests) -> None:
+    del named(m, "Job", "train")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+
+
+@breaks("queues")
+def lost_queue(m: Manifests) -> None:
+    named(m, "LocalQueue", "training")["metadata"]["name"] = "trainings"
+
+
 @breaks("images")
 def image_by_tag(m: Manifests) -> None:
     container(m, "generator")["image"] = "registry.example.com/reimagen/generator:latest"

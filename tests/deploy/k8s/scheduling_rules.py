@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from tests.deploy.k8s.rendering import Manifest, Manifests, Pod, is_run, named, of_kind, pods
+from trainer.service.kubernetes_manifests import QUEUE_LABEL
 
 GPU = "nvidia.com/gpu"
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
@@ -96,6 +97,16 @@ def priorities(manifests: Manifests) -> Iterator[str]:
             wanted = "reimagen-training"
         if pod.spec.get("priorityClassName") != wanted:
             yield f"{pod.owner}: is {pod.spec.get('priorityClassName')}, not {wanted}"
+
+
+def queues(manifests: Manifests) -> Iterator[str]:
+    """Where trainings queue all of them do, in a queue that is there."""
+    there = {each["metadata"]["name"] for each in of_kind(manifests, "LocalQueue")}
+    for job in of_kind(manifests, "Job", "TrainJob"):
+        name, queue = job["metadata"]["name"], job["metadata"]["labels"].get(QUEUE_LABEL)
+        trains = is_run(name) or name == "train"
+        if (queue is not None) != (trains and bool(there)) or (queue and queue not in there):
+            yield f"{job['kind']}/{name}: queue {queue}, of {sorted(there)}"
 
 
 def images(manifests: Manifests) -> Iterator[str]:

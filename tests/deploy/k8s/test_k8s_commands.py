@@ -19,6 +19,7 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from client.channel import Tls
 from client.knowledge_base import KnowledgeBases
 from deploy.k8s import model_store, snapshots, triton_canary
 from deploy.local.children import ROOT, START_TIMEOUT_S, Child, running
@@ -121,7 +122,7 @@ def started(name: str, overlay: str, folder: Path, **others: object) -> Iterator
         f"REIMAGEN_{name.upper()}_ADDRESS": "127.0.0.1:0",
         f"REIMAGEN_{name.upper()}_METRICS_PORT": str(metrics_port),
     }
-    moved = {k: v.replace("/etc/reimagen", str(folder)).replace("/srv", str(folder)) for k, v in variables.items()}
+    moved = {k: _moved(v, folder) for k, v in variables.items() if v != "None"}
     moved |= {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(
         [sys.executable, *container["command"][1:]], cwd=ROOT, env=moved, stdout=subprocess.PIPE, text=True
@@ -132,12 +133,16 @@ def started(name: str, overlay: str, folder: Path, **others: object) -> Iterator
         assert address, "it did not start"
         port = address.rpartition(":")[2]
         probe = container["readinessProbe"]["exec"]["command"]
-        probe = [word.replace("/etc/reimagen", str(folder)) for word in probe[1:]]
+        probe = [_moved(word, folder) for word in probe[1:]]
         probe = [f"--{name}=localhost:{port}" if word.startswith(f"--{name}=") else word for word in probe]
         yield address, metrics_port, [sys.executable, *probe]
     finally:
         process.terminate()
         assert process.wait(START_TIMEOUT_S) == 0, "SIGTERM ends it well"
+
+
+def _moved(text: str, folder: Path) -> str:
+    return text.replace("/etc/reimagen", str(folder)).replace("/srv", str(folder))
 
 
 @pytest.fixture
@@ -151,8 +156,11 @@ def mounted(tmp_path: Path) -> Path:
     authority.cert_pem.write_to_path(str(tmp_path / "retrieval" / "ca.crt"))
     certificate.private_key_pem.write_to_path(str(tmp_path / "tls" / "tls.key"))
     (tmp_path / "tls" / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
-    for name in ("generator-readers", "generator-admins", "trainer-readers", "trainer-admins", "retrieval"):
-        (tmp_path / "keys" / name).write_text(f"a-key-of-{name}\n")
+    for name in ("generator", "trainer", "retrieval"):
+        for right in ("readers", "admins"):
+            (tmp_path / "keys" / f"{name}-{right}").write_text(f"a-key-of-{name}-{right}\n")
+    (tmp_path / "keys" / "retrieval").write_text("a-key-of-retrieval-readers\n")
+    (tmp_path / "keys" / "admin").write_text("a-key-of-retrieval-admins\n")
     return tmp_path
 
 
@@ -180,6 +188,29 @@ def test_a_trainer_starts_as_its_pod_does_and_is_ready(mounted: Path) -> None:
         done = subprocess.run(probe, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
         assert time.monotonic() - began < 30
+
+
+def test_a_retrieval_starts_as_its_pod_does_and_is_saved_as_by_the_cron_job(mounted: Path) -> None:
+    """With the variables of the encrypted overlay, all but Qdrant's: there is none here."""
+    qdrant = ("QDRANT_URL", "QDRANT_API_KEY_FILE", "QDRANT_CA_FILE", "QDRANT_REPLICATION_FACTOR", "SHARED_PICTURES")
+    others = dict.fromkeys(qdrant) | {"DRAIN_DELAY_S": 0}
+    with started("retrieval", "gpu", mounted, **others) as (address, _, probe):
+        done = subprocess.run(probe, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (saving,) = (pod.containers[0] for pod in pods(stack("gpu")) if pod.owner == "CronJob/snapshots")
+        here = f"localhost:{address.rpartition(':')[2]}"
+        arguments = [_moved(word, mounted).replace("dns:///retrieval:50051", here) for word in saving["args"]]
+        authority = trustme.CA().cert_pem.bytes()
+        tls = Tls(roots=(mounted / "tls" / "ca.crt").read_bytes())
+        with KnowledgeBases(here, api_key="a-key-of-retrieval-admins", tls=tls) as bases:
+            bases.create("toys")
+        assert snapshots.main(arguments) == 0
+        assert len(list((mounted / "snapshots" / "toys").iterdir())) == 1
+        (mounted / "keys" / "admin").write_text("a-key-of-retrieval-readers\n")
+        assert snapshots.main(arguments) == 2, "a reader may not"
+        (mounted / "keys" / "admin").write_text("a-key-of-retrieval-admins\n")
+        (mounted / "retrieval" / "ca.crt").write_bytes(authority)
+        assert snapshots.main(arguments) == 2, "another's certificate"
 
 
 def health(address: str, folder: Path, name: str) -> int:

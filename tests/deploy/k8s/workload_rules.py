@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ SETTINGS: dict[tuple[str, ...], tuple[type, str]] = {
     ("python", "-m", "trainer", "serve"): (trainer.TrainerSettings, trainer.PREFIX),
 }
 OURS = "REIMAGEN_"
+HASHED = re.compile(r"-[a-z0-9]{10}$")
 CANARY = "deploy.k8s.triton_canary"
 
 
@@ -41,6 +43,17 @@ def settings(manifests: Manifests) -> Iterator[str]:
                 settings_of(container, manifests).check()
             except ConfigError as error:
                 yield f"{pod.owner}: {error}"
+
+
+def configuration(manifests: Manifests) -> Iterator[str]:
+    """Configuration never changes in place: its name is of its content, and somebody reads it."""
+    read = {name for pod in pods(manifests) for kind, name in _named_by(pod) if kind == "ConfigMap"}
+    for each in of_kind(manifests, "ConfigMap"):
+        name = each["metadata"]["name"]
+        if each.get("immutable") is not True or not HASHED.search(name):
+            yield f"ConfigMap/{name} may change"
+        if name not in read:
+            yield f"ConfigMap/{name} is read by nobody"
 
 
 def settings_of(container: Manifest, manifests: Manifests) -> Any:
