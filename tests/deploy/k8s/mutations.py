@@ -160,6 +160,11 @@ def host_port(m: Manifests) -> None:
 
 
 @breaks("restricted")
+def probe_of_another_host(m: Manifests) -> None:
+    container(m, "qdrant", "StatefulSet")["readinessProbe"]["httpGet"]["host"] = "169.254.169.254"
+
+
+@breaks("restricted")
 def privileged_job(m: Manifests) -> None:
     container(m, "knn", "Job")["securityContext"]["privileged"] = True
 

@@ -17,6 +17,7 @@ from tests.trainer.stand_in_kubernetes_api import invalid
 KUBERNETES = "1.35"
 SCHEMAS = Path(__file__).parent / "schemas"
 # https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+# and, of images, https://github.com/kubernetes/kubernetes/pull/130394 (1.33), which the page does not have
 VOLUMES = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret", "image",
 }  # fmt: skip
@@ -157,8 +158,17 @@ def _faults(pod: Pod) -> Iterator[str]:
             yield f"{container['name']} has capabilities"
         if own.get("procMount", "Default") != "Default" or "seLinuxOptions" in own:
             yield f"{container['name']} has procMount or seLinuxOptions"
+        if any("host" in how for how in _requests(container)):
+            yield f"{container['name']} has probes or hooks of another host"
         if any("hostPort" in port for port in container.get("ports", ())):
             yield f"{container['name']} takes a port of its node"
+
+
+def _requests(container: Manifest) -> Iterator[Manifest]:
+    hooks = container.get("lifecycle", {})
+    asked = [container.get(name, {}) for name in ("startupProbe", "livenessProbe", "readinessProbe")]
+    for each in [*asked, hooks.get("preStop", {}), hooks.get("postStart", {})]:
+        yield from (each[how] for how in ("httpGet", "tcpSocket") if how in each)
 
 
 def _is_training(pod: Pod) -> bool:
