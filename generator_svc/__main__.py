@@ -19,7 +19,7 @@ import torch
 from prometheus_client import CollectorRegistry
 from reimagen.generator.v1 import generator_pb2_grpc
 
-from common.checkpoint import CheckpointError, load_stage
+from common.checkpoint import CheckpointError
 from common.service.command import run_command
 from common.service.config import ConfigError, add_flags, read_settings, setting
 from common.service.health import Health
@@ -42,6 +42,7 @@ from generator_svc.release_commands import RELEASE_COMMANDS, add_release_command
 from generator_svc.retrieval_client import RetrievalClient
 from generator_svc.retrieval_watch import RetrievalWatch
 from generator_svc.roll_out import RollOutFailed
+from generator_svc.served_stage import load_weights
 from generator_svc.servicer import SERVICE_NAME, GeneratorServicer
 from generator_svc.stage_backend import StageBackend, StageInfo, TextBackend
 from generator_svc.stage_runtime import StageRuntime
@@ -282,13 +283,7 @@ def _load_stage(
     assert settings.weights is not None, "checked"
     # bf16 is for accelerators: a CPU without its instructions runs it many times slower than fp32.
     dtype = torch.float32 if settings.device == "cpu" else torch.bfloat16
-    weights = load_stage(settings.weights, spec.size, device=settings.device, dtype=dtype)
-    config, file = weights.unet.config, settings.weights / f"{spec.name}.safetensors"
-    if config.scale != spec.scale or config.uses_neighbors != spec.neighbors:
-        raise CheckpointError(
-            f"weights: {file} enlarge {config.scale} times and {'read' if config.uses_neighbors else 'do not read'}"
-            f" neighbors; stage {spec.size} needs {spec.scale} and {'does' if spec.neighbors else 'does not'}"
-        )
+    weights = load_weights(settings.weights, spec, device=settings.device, dtype=dtype)
     batch, step_s = metrics.batch.labels(spec.size), metrics.step_s.labels(spec.size)
 
     def on_batch(trajectories: int, seconds: float) -> None:
@@ -304,7 +299,7 @@ def _load_stage(
     )
     info = StageInfo(
         stage=spec.size,
-        unet=config,
+        unet=weights.unet.config,
         version="0",
         weights_sha256=weights.sha256,
         parameters=sum(parameter.numel() for parameter in weights.unet.parameters()),

@@ -140,11 +140,22 @@ def export(settings: ExportSettings) -> dict[str, int]:
 
 
 def _export_stage(settings: ExportSettings, spec: StageSpec, evaluation: Mapping[str, Any]) -> int:
-    card = card_of(spec, load_weights(settings.weights, spec), evaluation)
-    parameters = settings.parameters(spec.size)
-    config = stage_config(spec, parameters, device=settings.device, max_requests=settings.max_requests)
+    weights = load_weights(settings.weights, spec)
+    config = stage_config(
+        spec,
+        settings.parameters(spec.size),
+        device=settings.device,
+        max_requests=settings.max_requests,
+        reads_neighbors=weights.unet.config.uses_neighbors,
+    )
     file = settings.weights / f"{spec.name}.safetensors"
-    return publish(settings.repository / spec.name, {file.name: file}, config, ADAPTERS / "unet", card=card)
+    return publish(
+        settings.repository / spec.name,
+        {file.name: file},
+        config,
+        ADAPTERS / "unet",
+        card=card_of(spec, weights, evaluation),
+    )
 
 
 def _export_text_encoder(settings: ExportSettings) -> int:

@@ -24,15 +24,21 @@ MAX_TEXT_REQUESTS = 64  # requests whose texts share an execution
 IDLE_MARGIN = 2.0  # the stage lets go first: what Triton says of an idle request is less clear
 
 
-def stage_config(spec: StageSpec, parameters: StageParameters, *, device: str, max_requests: int) -> str:
+def stage_config(
+    spec: StageSpec, parameters: StageParameters, *, device: str, max_requests: int, reads_neighbors: bool
+) -> str:
     """The configuration of a stage.
 
     Args:
         device: cpu, cuda or cuda:N.
         max_requests: live requests; more wait in Triton's backlog.
+        reads_neighbors: whether its network does.
     """
-    inputs = {name: _sized(name, kind, spec) for name, kind in UNET_INPUTS.items() if _is_read(name, spec)}
-    outputs = {name: _sized(name, kind, spec) for name, kind in UNET_OUTPUTS.items()}
+    sides = {"low_res": spec.low_res_size, "start": spec.size, "pictures": spec.size, "previews": spec.size}
+    if reads_neighbors:  # those of no neighbors are anything: K is 0
+        sides["neighbors"] = spec.size
+    inputs = {name: _sized(name, kind, sides) for name, kind in UNET_INPUTS.items() if _is_read(name, spec)}
+    outputs = {name: _sized(name, kind, sides) for name, kind in UNET_OUTPUTS.items()}
     idle_us = int(parameters.idle_s * IDLE_MARGIN * 1e6)
     scheduling = f"""sequence_batching {{
   iterative_sequence: true
@@ -57,11 +63,8 @@ def _is_read(name: str, spec: StageSpec) -> bool:
     return name != "low_res" or spec.low_res_size > 0
 
 
-def _sized(name: str, kind: TensorKind, spec: StageSpec) -> TensorKind:
-    """The kind with the sides that the stage fixes. Those of no neighbors are anything: K is 0."""
-    sides = {"low_res": spec.low_res_size, "start": spec.size, "pictures": spec.size, "previews": spec.size}
-    if spec.neighbors:
-        sides["neighbors"] = spec.size
+def _sized(name: str, kind: TensorKind, sides: Mapping[str, int]) -> TensorKind:
+    """The kind with the side that the stage fixes, if any."""
     if name not in sides:
         return kind
     lead, side = kind.dims[0], sides[name]

@@ -63,7 +63,7 @@ def live_bytes(
     keys_values = 0
     for level, width in enumerate(unet.widths):
         grid = (size // (unet.patch * 2**level)) ** 2
-        if unet.attention[level] and unet.text_width:
+        if unet.text_attention[level]:
             keys_values += 2 * unet.blocks[level] * 2 * num_tokens * width  # DStack and UStack; keys and values
         if unet.neighbor_attention[level]:
             keys_values += 2 * num_neighbors * grid * width

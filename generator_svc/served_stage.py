@@ -108,12 +108,9 @@ def load_weights(
         CheckpointError: they are missing, altered, or of another kind than the stage.
     """
     weights = load_stage(folder, spec.size, device=device, dtype=dtype)
-    config = weights.unet.config
-    if config.scale != spec.scale or config.uses_neighbors != spec.neighbors:
+    if (scale := weights.unet.config.scale) != spec.scale:
         raise CheckpointError(
-            f"weights: {folder / spec.name}.safetensors enlarge {config.scale} times and"
-            f" {'read' if config.uses_neighbors else 'do not read'} neighbors; stage {spec.size} needs {spec.scale}"
-            f" and {'does' if spec.neighbors else 'does not'}"
+            f"weights: {folder / spec.name}.safetensors enlarge {scale} times; stage {spec.size} needs {spec.scale}"
         )
     return weights
 

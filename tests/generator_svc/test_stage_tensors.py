@@ -123,16 +123,19 @@ def test_whatever_comes_is_read_or_refused_by_name(content: dict[str, bytes]) ->
     assert named <= {"plans", "preview_every", *INPUT_KINDS}
 
 
+@pytest.mark.parametrize("reads_neighbors", [True, False])
 @pytest.mark.parametrize("spec", STAGES, ids=lambda spec: spec.name)
-def test_the_configuration_is_the_stages(spec, tmp_path) -> None:
+def test_the_configuration_is_the_stages(spec, reads_neighbors, tmp_path) -> None:
     settings = ExportSettings(weights=tmp_path, repository=tmp_path, device="cuda:1", max_requests=12, idle_s=30)
     config = model_config_pb2.ModelConfig()
-    text_format.Parse(stage_config(spec, settings.parameters(spec.size), device="cuda:1", max_requests=12), config)
+    parameters = settings.parameters(spec.size)
+    said = stage_config(spec, parameters, device="cuda:1", max_requests=12, reads_neighbors=reads_neighbors)
+    text_format.Parse(said, config)
     assert config.name == spec.name and config.backend == "python" and config.max_batch_size == 12
     inputs = {each.name: each for each in config.input}
     assert set(inputs) == {"plans", "preview_every", *INPUT_KINDS} - (set() if spec.low_res_size else {"low_res"})
     assert list(inputs["start"].dims) == [-1, 3, spec.size, spec.size]
-    assert list(inputs["neighbors"].dims) == ([-1, spec.size, spec.size, 3] if spec.neighbors else [-1, -1, -1, 3])
+    assert list(inputs["neighbors"].dims) == ([-1, spec.size, spec.size, 3] if reads_neighbors else [-1, -1, -1, 3])
     if spec.low_res_size:
         assert list(inputs["low_res"].dims) == [-1, 3, spec.low_res_size, spec.low_res_size]
     assert all(each.allow_ragged_batch for each in config.input)
@@ -140,7 +143,6 @@ def test_the_configuration_is_the_stages(spec, tmp_path) -> None:
     assert config.model_transaction_policy.decoupled and config.sequence_batching.iterative_sequence
     assert config.sequence_batching.oldest.max_candidate_sequences == 12
     assert config.sequence_batching.max_sequence_idle_microseconds > 30e6
-    assert config.version_policy.latest.num_versions == 1
     assert list(config.instance_group[0].gpus) == [1]
     assert config.parameters["dtype"].string_value == "bfloat16"
 

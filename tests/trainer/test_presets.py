@@ -79,7 +79,7 @@ def test_rows_fit_their_stage(row: Preset) -> None:
     assert PRESETS[row.name] is row
     assert row.unet.scale == spec.scale
     assert row.unet.uses_neighbors == (row.neighbors > 0)
-    assert row.unet.uses_neighbors == spec.neighbors or spec.scale > 1, "what serves super-resolution gives it none"
+    assert row.unet.uses_neighbors or spec.scale > 1, "the first stage is what draws the entity"
     assert spec.size % row.unet.granularity == 0
     for _, side in row.curriculum:
         assert side % row.unet.granularity == 0 and side <= spec.size
