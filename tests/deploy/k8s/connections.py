@@ -10,7 +10,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.deploy.k8s.rendering import Manifest, Manifests, Pod, environment, is_run, named, of_kind, pods, selects
+from tests.deploy.k8s.rendering import (
+    Manifest,
+    Manifests,
+    Pod,
+    environment,
+    is_run,
+    named,
+    of_kind,
+    pods,
+    selects,
+    train_job_pods,
+)
 from trainer.service.kubernetes_manifests import MASTER_PORT
 
 CLIENT, PROMETHEUS, DNS, API_SERVER, OBJECT_STORE = "client", "prometheus", "dns", "api server", "object store"
@@ -42,13 +53,13 @@ class Connection:
 
 def connections(manifests: Manifests) -> Iterator[Connection]:
     """All of them."""
+    for pod in train_job_pods(manifests):
+        if has_train_jobs(manifests):  # where the service makes them; the others are here to be checked
+            yield Connection(pod.owner, pod.owner, MASTER_PORT, "trainer/distributed.py")
     for pod in pods(manifests):
         yield from _dialed(pod, manifests)
         if is_run(pod.name) or pod.name == "train":
-            others = [p.owner for p in pods(manifests) if p.labels == pod.labels]
-            yield from (
-                Connection(pod.owner, other, MASTER_PORT, "trainer/distributed.py") for other in [pod.owner, *others]
-            )
+            yield Connection(pod.owner, pod.owner, MASTER_PORT, "trainer/distributed.py")
         if pod.owner == "StatefulSet/qdrant" and pod.replicas > 1:
             yield Connection(pod.owner, pod.owner, 6335, "Qdrant's consensus and shard transfers")
         for container in pod.containers:
@@ -63,6 +74,12 @@ def connections(manifests: Manifests) -> Iterator[Connection]:
         (port,) = (p for p in named(manifests, "Service", name)["spec"]["ports"] if p["name"] == "grpc")
         for owner, number in behind(name, port["port"], manifests):
             yield Connection(CLIENT, owner, number, "client/channel.py")
+
+
+def has_train_jobs(manifests: Manifests) -> bool:
+    """Whether runs are TrainJobs unless somebody asks for something else."""
+    trainer = next(pod.containers[0] for pod in pods(manifests) if pod.owner == "Deployment/trainer")
+    return environment(trainer, manifests)["REIMAGEN_TRAINER_EXECUTOR"] == "kubernetes_train_job"
 
 
 def behind(service: str, port: int, manifests: Manifests) -> Iterator[tuple[str, int]]:

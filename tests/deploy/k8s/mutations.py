@@ -169,6 +169,13 @@ def privileged_job(m: Manifests) -> None:
     container(m, "knn", "Job")["securityContext"]["privileged"] = True
 
 
+@breaks("restricted")
+def root_in_a_train_job(m: Manifests) -> None:
+    (patch,) = named(m, "TrainJob", "reimagen-one-1")["spec"]["runtimePatches"]
+    (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    job["template"]["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"] = False
+
+
 @breaks("hardened")
 def root_that_can_be_written(m: Manifests) -> None:
     container(m, "triton")["securityContext"]["readOnlyRootFilesystem"] = False

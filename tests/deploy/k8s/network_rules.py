@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 
 from tests.deploy.k8s.connections import API_SERVER, CLIENT, DNS, OBJECT_STORE, PROMETHEUS, connections
-from tests.deploy.k8s.rendering import NAMESPACE, Manifest, Manifests, of_kind, pods, selects
+from tests.deploy.k8s.rendering import NAMESPACE, Manifest, Manifests, of_kind, pods, selects, train_job_pods
 
 STRANGER, NEIGHBOR_STRANGER, INTERNET = "stranger", "stranger in the namespace", "internet"
 OTHER_PORTS = (22, 80, 443, 5432, 6333, 6443, 8000, 8080, 29500)
@@ -76,7 +76,8 @@ def closed(manifests: Manifests) -> Iterator[str]:
 
 def parties(manifests: Manifests) -> dict[str, Party]:
     """Pods and outsiders by name."""
-    own = [Party(pod.owner, pod.labels, NAMESPACE, _namespace(NAMESPACE)) for pod in pods(manifests)]
+    found = chain(pods(manifests), train_job_pods(manifests))
+    own = [Party(pod.owner, pod.labels, NAMESPACE, _namespace(NAMESPACE)) for pod in found]
     return {party.name: party for party in [*own, *OUTSIDE]}
 
 
@@ -133,10 +134,13 @@ def _opens(ports: list[Manifest] | None, port: int, protocol: str) -> bool:
 
 def _is_known(source: Party, target: Party, port: int) -> bool:
     """What is open on purpose beside the list: ranks of trainings take any port among them, names are asked by all."""
-    name = "app.kubernetes.io/name"
-    if source.labels.get(name) == target.labels.get(name) == "reimagen-training":
+    if _is_rank(source) and _is_rank(target):
         return True
     return target.name == DNS and port == 53
+
+
+def _is_rank(party: Party) -> bool:
+    return party.labels.get("app.kubernetes.io/name") == "reimagen-training" or party.name.startswith("TrainJob/")
 
 
 def _scrapes(known: dict[str, Party], name: str) -> set[tuple[str, str, int]]:

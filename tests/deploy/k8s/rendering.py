@@ -111,7 +111,7 @@ def is_run(name: str) -> bool:
 
 
 def pods(manifests: Manifests) -> Iterator[Pod]:
-    """The pods of all workloads; of a TrainJob they are its runtime's, which is not ours."""
+    """The pods of all workloads that are written out; see `train_job_pods`."""
     for manifest in manifests:
         owner, spec = f"{manifest['kind']}/{manifest['metadata']['name']}", manifest.get("spec", {})
         if manifest["kind"] == "CronJob":
@@ -122,6 +122,19 @@ def pods(manifests: Manifests) -> Iterator[Pod]:
                 replicas = least_replicas(manifests, owner)
             template = spec["template"]
             yield Pod(owner, template["metadata"]["labels"], template["spec"], replicas)
+
+
+def train_job_pods(manifests: Manifests) -> Iterator[Pod]:
+    """The pods of TrainJobs, as far as these say what they are; the rest is of their runtime, which is not ours."""
+    for manifest in of_kind(manifests, "TrainJob"):
+        name, spec = manifest["metadata"]["name"], manifest["spec"]
+        (patch,) = spec["runtimePatches"]
+        (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+        pod = job["template"]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        said = {key: spec["trainer"][key] for key in ("image", "command", "args", "env")}
+        labels = {"jobset.sigs.k8s.io/jobset-name": name}
+        yield Pod(f"TrainJob/{name}", labels, pod | {"containers": [container | said]}, spec["trainer"]["numNodes"])
 
 
 def least_replicas(manifests: Manifests, owner: str) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 from jsonschema import Draft202012Validator
 
-from tests.deploy.k8s.rendering import Manifest, Manifests, Pod, is_run, of_kind, pods
+from tests.deploy.k8s.rendering import Manifest, Manifests, Pod, is_run, of_kind, pods, train_job_pods
 from tests.trainer.stand_in_kubernetes_api import invalid
 
 KUBERNETES = "1.35"
@@ -55,7 +56,7 @@ def restricted(manifests: Manifests) -> Iterator[str]:
     (namespace,) = of_kind(manifests, "Namespace")
     if namespace["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":
         yield "Namespace: does not enforce it"
-    for pod in pods(manifests):
+    for pod in chain(pods(manifests), train_job_pods(manifests)):
         yield from (f"{pod.owner}: {fault}" for fault in _faults(pod))
 
 

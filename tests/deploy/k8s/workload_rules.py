@@ -11,7 +11,18 @@ from common.service.config import ConfigError, read_settings
 from generator_svc import __main__ as generator
 from retrieval_svc import settings as retrieval
 from tests.deploy.k8s.connections import container_port
-from tests.deploy.k8s.rendering import Manifest, Manifests, Pod, environment, is_run, named, of_kind, pods, selects
+from tests.deploy.k8s.rendering import (
+    Manifest,
+    Manifests,
+    Pod,
+    environment,
+    is_run,
+    named,
+    of_kind,
+    pods,
+    selects,
+    train_job_pods,
+)
 from trainer.service import settings as trainer
 
 MARGIN_S = 5
@@ -211,7 +222,7 @@ def _all_labels(pod: Pod) -> dict[str, str]:
 def _selectors(manifests: Manifests, found: list[Pod]) -> Iterator[str]:
     for each in of_kind(manifests, "PodDisruptionBudget", "NetworkPolicy", "PodMonitor"):
         selector = each["spec"].get("selector", each["spec"].get("podSelector", {}))
-        if not any(selects(selector, pod.labels) for pod in found):
+        if not any(selects(selector, pod.labels) for pod in [*found, *train_job_pods(manifests)]):
             yield f"{each['kind']}/{each['metadata']['name']} selects nothing"
     for each in of_kind(manifests, "HorizontalPodAutoscaler", "ScaledObject"):
         target = each["spec"]["scaleTargetRef"]
