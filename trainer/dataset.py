@@ -34,7 +34,8 @@ class Prepared:
         scenes: NUM_SCENES scenes of each pair, the first plain white.
         pictures: premultiplied RGBA uint8 [N, side, side, 4] by side, memory-mapped.
         states: token states of every caption, end to end, float16 [T, width].
-        offsets: first token of caption (pair * NUM_SCENES + variant), int64 [N * NUM_SCENES + 1].
+        offsets: first token of caption (pair * NUM_SCENES + variant), int64 [N * NUM_SCENES + 1]; where pairs are
+            trained as they are, of each pair's one caption, [N + 1].
         neighbors: indices of each pair's nearest other pairs, -1 where there are fewer, int32 [N, candidates].
         text_encoder: what encoded the captions, as presets name it.
     """
@@ -54,7 +55,8 @@ class Prepared:
 
     def text(self, captions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """States float32 [B, L, width] and mask bool [B, L] of caption numbers (pair * NUM_SCENES + variant)."""
-        spans = [(int(self.offsets[c]), int(self.offsets[c + 1])) for c in captions]
+        shared = NUM_SCENES * len(self.keys) // (len(self.offsets) - 1)  # NUM_SCENES where a pair has one caption
+        spans = [(int(self.offsets[c // shared]), int(self.offsets[c // shared + 1])) for c in captions]
         longest = max((end - start for start, end in spans), default=1)
         states = np.zeros((len(spans), longest, self.states.shape[1]), np.float32)
         mask = np.zeros((len(spans), longest), bool)
@@ -64,8 +66,10 @@ class Prepared:
         return states, mask
 
 
-def scenes_of(key: str) -> list[Scene]:
-    """The scenes in which a pair is trained, drawn from its key: plain white first."""
+def scenes_of(key: str, *, as_it_is: bool = False) -> list[Scene]:
+    """The scenes in which a pair is trained, drawn from its key: plain white first; all of them where it stays as it is."""
+    if as_it_is:
+        return [Scene()] * NUM_SCENES
     rng = random.Random(f"scenes/{key}")
     drawn = [Scene()]
     while len(drawn) < NUM_SCENES:
@@ -90,26 +94,33 @@ def prepare(
 ) -> None:
     """Write pictures and text states of `corpus` under `folder`, each part once; what is there is kept.
 
+    A corpus whose manifest has scene phrases is of drawings, which are trained in scenes of their own, under captions
+    that say so; any other's pairs are trained as they are, under their own captions.
+
     Neighbors are written by `trainer.knn`, through the retrieval service.
 
     Args:
         encoder: loads the text encoder, which presets name `text_encoder`.
     """
-    fingerprint = read_manifest(corpus).fingerprint
+    manifest = read_manifest(corpus)
+    fingerprint = manifest.fingerprint
     done = folder / "prepared.json"
     there = json.loads(done.read_text()) if done.is_file() else {"of": None}
     if there["of"] == f"{TAG}/{fingerprint}" and there.get("text_encoder", "") == text_encoder:
         return
     pairs = list(iter_pairs(corpus))
+    as_they_are = not manifest.scene_phrases
     parts = folder / f"{TAG}-{fingerprint[:12]}"
     if not (parts / "pictures").is_dir():
         _render(pairs, parts / "pictures", progress)
     if not (parts / _text_folder(text_encoder)).is_dir():
-        _encode(pairs, parts / _text_folder(text_encoder), encoder(), progress)
+        texts = [pair.caption for pair in pairs] if as_they_are else _spoken(pairs)
+        _encode(texts, parts / _text_folder(text_encoder), encoder(), progress)
     described = [
         {"key": p.key, "entity": p.entity, "style": p.facets.get("style", ""), "held_out": p.held_out} for p in pairs
     ]
     of = {"of": f"{TAG}/{fingerprint}", "fingerprint": fingerprint, "text_encoder": text_encoder}
+    of |= {"as_they_are": as_they_are}
     write_json(done, {**of, "pairs": described})
 
 
@@ -138,7 +149,7 @@ def open_prepared(folder: Path) -> Prepared:
         entities=[p["entity"] for p in pairs],
         styles=[p["style"] for p in pairs],
         held_out=np.array([p["held_out"] for p in pairs]),
-        scenes=[scenes_of(p["key"]) for p in pairs],
+        scenes=[scenes_of(p["key"], as_it_is=document.get("as_they_are", False)) for p in pairs],
         pictures={int(f.stem): np.load(f, mmap_mode="r") for f in (parts / "pictures").glob("*.npy")},
         states=np.load(text / "states.npy", mmap_mode="r"),
         offsets=np.load(text / "offsets.npy"),
@@ -165,12 +176,16 @@ def _render(pairs: Sequence[Pair], folder: Path, progress: Progress) -> None:
             array.flush()
 
 
-def _encode(pairs: Sequence[Pair], folder: Path, encoder: TextEncoder, progress: Progress, batch: int = 256) -> None:
-    texts = [
+def _spoken(pairs: Sequence[Pair]) -> list[str]:
+    """NUM_SCENES captions of each pair."""
+    return [
         spoken_caption(pair.key, variant, pair.entity, pair.facets.get("style", ""), scene)
         for pair in pairs
         for variant, scene in enumerate(scenes_of(pair.key))
     ]
+
+
+def _encode(texts: Sequence[str], folder: Path, encoder: TextEncoder, progress: Progress, batch: int = 256) -> None:
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths together: little padding
     encoded: list[np.ndarray] = [np.empty(0)] * len(texts)
     for start in range(0, len(order), batch):

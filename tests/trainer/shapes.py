@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.corpus import Facet, Pair, read_manifest, write_corpus
-from common.scenes import Scene, caption
+from common.scenes import Scene, caption, scene_phrases
 from trainer.dataset import Prepared
 
 WIDTH = 384
@@ -77,9 +77,11 @@ def shape_pairs() -> list[Pair]:
     return made
 
 
-def write_shapes(folder: Path, pairs: list[Pair], version: str = "1") -> None:
+def write_shapes(
+    folder: Path, pairs: list[Pair], version: str = "1", phrases: tuple[str, ...] = scene_phrases()
+) -> None:
     facets = (Facet(name="style", template="{value} style", values=tuple(STYLES)),)
-    write_corpus(folder, pairs, name="shapes", version=version, facets=facets)
+    write_corpus(folder, pairs, name="shapes", version=version, facets=facets, scene_phrases=phrases)
 
 
 def nearest(pairs: Sequence[Pair]) -> np.ndarray:

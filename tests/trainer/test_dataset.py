@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from common.corpus import read_manifest
-from common.images import rasterize, shrink
+from common.images import over_color, rasterize, shrink, to_unit
 from common.scenes import Scene, caption
 from tests.trainer.shapes import LetterEncoder, letters, shape_pairs, write_nearest, write_shapes
+from trainer.batches import rng_of
 from trainer.dataset import NUM_SCENES, RENDER_SIZE, Prepared, open_prepared, prepare, scenes_of, spoken_caption
 from trainer.fit_command import open_source
 from trainer.presets import preset
+from trainer.sources import NeighborSource
 
 
 def silent(task: str, done: int, total: int) -> None:
@@ -63,6 +65,23 @@ def test_the_first_variant_is_the_knowledge_bases_caption(prepared_folder: Path)
         states, mask = opened.text([i * NUM_SCENES])
         assert letters(states[0], mask[0]) == pair.caption
         assert opened.scenes[i][0] == Scene()
+
+
+def test_pictures_that_are_no_drawings_are_trained_as_they_are_under_their_own_captions(tmp_path: Path) -> None:
+    """A corpus without scene phrases: photographs, whose captions nobody may make up."""
+    pairs = [replace(p, caption=f"what somebody wrote about picture {i}") for i, p in enumerate(shape_pairs())]
+    write_shapes(tmp_path / "corpus", pairs, phrases=())
+    prepare(tmp_path / "corpus", tmp_path / "data", LetterEncoder, lambda task, done, total: None)  # type: ignore[arg-type]
+    write_nearest(tmp_path / "corpus", tmp_path / "data", pairs)
+    opened = open_prepared(tmp_path / "data")
+    assert len(opened.offsets) == len(pairs) + 1, "one caption a pair"
+    for variant in range(NUM_SCENES):
+        states, mask = opened.text([7 * NUM_SCENES + variant, 3 * NUM_SCENES])
+        assert letters(states[0], mask[0]) == pairs[7].caption and letters(states[1], mask[1]) == pairs[3].caption
+        assert opened.scenes[7][variant] == Scene()
+    batch = NeighborSource(prepared=opened, preset=preset("tiny-64")).batch(rng_of(0, 0), 16)
+    white = to_unit(over_color(np.asarray(opened.pictures[16]), (255, 255, 255))) - batch.x0[0].movedim(0, -1).numpy()
+    assert np.abs(white).max((1, 2, 3)).min() < 1e-6, "each is a picture of the corpus as it is"
 
 
 def test_scenes_follow_from_the_key() -> None:
