@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.deploy.k8s import network_rules, scheduling_mutations, scheduling_rules, schema_rules, workload_rules
+from tests.deploy.k8s import network_rules, scheduling_rules, schema_rules, workload_mutations, workload_rules
 from tests.deploy.k8s.mutations import MUTATIONS, Mutation
 from tests.deploy.k8s.rendering import OTHERWISE, OVERLAYS, Manifests, stack
 
 Rule = Callable[[Manifests], Iterator[str]]
-assert scheduling_mutations, "they note themselves"
+assert workload_mutations, "they note themselves"
 RULES: list[Rule] = [
     schema_rules.schema,
     schema_rules.unique,

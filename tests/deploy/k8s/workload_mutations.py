@@ -1,9 +1,70 @@
-"""More of `mutations.py`: what breaks the rules about probes, ends, GPUs, rollouts and numbers."""
+"""More of `mutations.py`: what breaks the rules about references, probes, ends, GPUs, rollouts and numbers."""
 
 from __future__ import annotations
 
 from tests.deploy.k8s.mutations import breaks, configured, container, deployment, pod
 from tests.deploy.k8s.rendering import Manifests, named
+
+
+@breaks("references")
+def lost_configuration(m: Manifests) -> None:
+    container(m, "generator")["envFrom"][0]["configMapRef"]["name"] = "generator-settings"
+
+
+@breaks("references")
+def lost_claim(m: Manifests) -> None:
+    named(m, "PersistentVolumeClaim", "pictures")["metadata"]["name"] = "images"
+
+
+@breaks("references")
+def lost_account(m: Manifests) -> None:
+    pod(m, "knn", "Job")["serviceAccountName"] = "knn"
+
+
+@breaks("references")
+def lost_port_of_a_probe(m: Manifests) -> None:
+    container(m, "triton")["readinessProbe"]["grpc"]["port"] = 8003
+
+
+@breaks("references")
+def lost_port_of_the_canary(m: Manifests) -> None:
+    command = container(m, "triton")["livenessProbe"]["exec"]["command"]
+    command[command.index("127.0.0.1:8001")] = "127.0.0.1:8000"
+
+
+@breaks("references")
+def service_of_nobody(m: Manifests) -> None:
+    named(m, "Service", "triton-unet-256")["spec"]["selector"]["app.kubernetes.io/component"] = "unet-265"
+
+
+@breaks("references")
+def lost_target_port(m: Manifests) -> None:
+    named(m, "Service", "generator")["spec"]["ports"][0]["targetPort"] = "http"
+
+
+@breaks("references")
+def volume_mounted_by_nobody(m: Manifests) -> None:
+    container(m, "generator")["volumeMounts"] = []
+
+
+@breaks("references")
+def budget_of_nobody(m: Manifests) -> None:
+    named(m, "PodDisruptionBudget", "qdrant")["spec"]["selector"]["matchLabels"] = {"app": "qdrant"}
+
+
+@breaks("references")
+def monitor_of_nobody(m: Manifests) -> None:
+    named(m, "ServiceMonitor", "trainer")["spec"]["endpoints"][0]["port"] = "prometheus"
+
+
+@breaks("references")
+def autoscaler_of_nobody(m: Manifests) -> None:
+    named(m, "HorizontalPodAutoscaler", "retrieval")["spec"]["scaleTargetRef"]["kind"] = "StatefulSet"
+
+
+@breaks("references")
+def lost_peers(m: Manifests) -> None:
+    named(m, "StatefulSet", "qdrant")["spec"]["serviceName"] = "qdrant-headless"
 
 
 @breaks("probes")
