@@ -88,7 +88,8 @@ class GeneratorSettings(AdmissionSettings):
         default=1.25, help="seconds that a canary may take where Triton itself does not answer either"
     )
     triton_stall_s: float = setting(
-        default=30.0, help="seconds that it may take where Triton does; a step of the slowest stage takes less"
+        default=30.0,
+        help="seconds that it may take at most where Triton does; usually ten passes of its network, see README",
     )
     triton_patience_s: float = setting(
         default=60.0, help="seconds that a stage of a request without a deadline waits for a Triton"
