@@ -19,5 +19,6 @@ def keep(condition: Condition, text: Tensor, neighbors: Tensor) -> Condition:
         text_mask=condition.text_mask & text[:, None],
         text_embedding=condition.text_embedding * text[:, None].to(condition.text_embedding.dtype),
         placement=condition.placement * text[:, None].to(condition.placement.dtype),
+        asked=condition.asked * text[:, None].to(condition.asked.dtype),
         neighbor_mask=condition.neighbor_mask & neighbors[:, None],
     )

@@ -91,7 +91,11 @@ def under_text(unet: UNet, condition: Condition, text: Tensor, text_mask: Tensor
         augmentation=condition.augmentation if super_resolves else None,
     )
     return replace(
-        other, neighbors=condition.neighbors, neighbor_mask=condition.neighbor_mask, pictures=condition.pictures
+        other,
+        neighbors=condition.neighbors,
+        neighbor_mask=condition.neighbor_mask,
+        pictures=condition.pictures,
+        offered=condition.offered,
     )
 
 
@@ -115,7 +119,7 @@ def step_together(unet: UNet, prediction: Prediction, live: Sequence[Trajectory]
     device = live[0].x_t.device
     x_t = torch.stack([live[index].x_t for index, _ in rows]).contiguous(memory_format=torch.channels_last)
     log_snr = torch.tensor([float(live[index].table.log_snr[live[index].step]) for index, _ in rows], device=device)
-    said = unet(x_t.to(unet.dtype), log_snr, _conditions(live, rows)).float()
+    said = unet(x_t.to(unet.dtype), log_snr, _conditions(live, rows), bold=True).float()
     by_trajectory: list[dict[int, Tensor]] = [{} for _ in live]
     for row, (index, column) in enumerate(rows):
         by_trajectory[index][column] = said[row]

@@ -15,14 +15,14 @@ from common.images import contact_sheet, encode_png, enlarge_bicubic, shrink
 from common.scenes import Scene
 from common.stages import stage
 from evaluation.cascade import Cascade, guided_by_text, neighbor_picture
-from evaluation.features import background_color, entity_features, psnr, rank_of
+from evaluation.features import background_color, entity_features, psnr, quarter_of, rank_of
 from evaluation.suite import Prompt, Suite
 from retrieval_svc.knowledge_base import KnowledgeBase
 from retrieval_svc.retrieval import Neighbor, Query
 
 SEED = 7
 K = 2
-SHEET_ROWS = 10
+SHEET_ROWS = 20
 COPYING = "_copying_a_neighbor"
 
 Progress = Callable[[str, int, int], None]
@@ -73,6 +73,7 @@ def evaluate_demo(
         **_entity(suite, plain, "_without_neighbors"),
         **_entity(suite, copied, COPYING),
         **_backgrounds(prompts, drawn),
+        **_corners(prompts, drawn),
         **_enlargement(suite, cascade, 256, size.enlarged_256, progress),
         **_enlargement(suite, cascade, 1024, size.enlarged_1024, progress),
         "color_drift": _drift(drawn[: size.drift], cascade, progress),
@@ -110,6 +111,19 @@ def _backgrounds(prompts: Sequence[Prompt], pictures: Sequence[np.ndarray]) -> d
         "background_accuracy": round(float(np.mean(right)), 4),
         "background_accuracy_of_true_pictures": round(float(np.mean(true)), 4),
         "background_prompts": len(named),
+    }
+
+
+def _corners(prompts: Sequence[Prompt], pictures: Sequence[np.ndarray]) -> dict[str, float]:
+    """Share of the prompts naming a corner whose picture has its entity there; and the same of the true pictures, whose
+    entity may hardly stand out from the background."""
+    named = [(p, picture) for p, picture in zip(prompts, pictures, strict=True) if p.scene.corner]
+    right = [quarter_of(picture) == p.scene.corner for p, picture in named]
+    true = [quarter_of(p.true_picture(64)) == p.scene.corner for p, _ in named]
+    return {
+        "corner_accuracy": round(float(np.mean(right)), 4),
+        "corner_accuracy_of_true_pictures": round(float(np.mean(true)), 4),
+        "corner_prompts": len(named),
     }
 
 

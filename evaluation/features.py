@@ -12,10 +12,12 @@ from skimage.color import rgb2gray, rgb2lab
 from skimage.feature import hog
 
 from common.images import shrink
-from common.scenes import COLORS, WHITE
+from common.scenes import COLORS, CORNERS, WHITE
 
 SIDE = 64
 RING = 3  # width in pixels of the border that the background is read from, at SIDE
+VISIBLE = 15.0  # distance in CIE Lab from the background
+NEARLY_ALL = 0.8
 
 
 def entity_features(pixels: np.ndarray) -> np.ndarray:
@@ -45,6 +47,21 @@ def background_color(pixels: np.ndarray) -> str:
     border = rgb2lab(pixels)[ring]
     nearest = np.linalg.norm(border[:, None] - palette[None], axis=-1).argmin(axis=1)
     return names[int(np.bincount(nearest, minlength=len(names)).argmax())]
+
+
+def quarter_of(pixels: np.ndarray) -> str | None:
+    """The corner whose quarter holds nearly all of what stands on the background, None if no quarter does.
+
+    The background is the picture's median color: a small entity covers at most a quarter. uint8 [64, 64, 3].
+    """
+    lab = rgb2lab(pixels)
+    stands_out = np.linalg.norm(lab - np.median(lab.reshape(-1, 3), axis=0), axis=-1) > VISIBLE
+    half = pixels.shape[0] // 2
+    for corner, (row, column) in CORNERS.items():
+        inside = stands_out[row * half : (row + 1) * half, column * half : (column + 1) * half]
+        if stands_out.any() and inside.sum() >= NEARLY_ALL * stands_out.sum():
+            return corner
+    return None
 
 
 def psnr(pixels: np.ndarray, true: np.ndarray) -> float:

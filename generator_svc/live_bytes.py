@@ -7,7 +7,7 @@ import threading
 import torch
 
 from common.service.errors import ResourceExhausted
-from common.unet.config import PLACEMENT_SIZE, UNetConfig
+from common.unet.config import LAYER_CHANNELS, PLACEMENT_SIZE, PREFERENCE_SIZE, UNetConfig
 
 RETRY_AFTER_S = 5.0
 
@@ -69,6 +69,7 @@ def live_bytes(
             keys_values += 2 * num_neighbors * grid * width
     low_res = 3 * (size // unet.scale) ** 2 if unet.scale > 1 else 0
     states = 2 * 3 * size**2 * torch.float32.itemsize
-    pictures = 3 * size**2 * num_neighbors if unet.placement else 0
+    asked, laid = (1, num_neighbors) if unet.placement else (0, 0)
+    pictures = LAYER_CHANNELS * size**2 * laid + PREFERENCE_SIZE * (asked + laid)
     shared = (keys_values + unet.embedding_width + PLACEMENT_SIZE + pictures) * element_bytes
     return shared + num_pictures * (states + low_res * element_bytes)

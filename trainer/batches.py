@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.images import shrink, to_unit
 from common.scenes import CORNERS, SMALL, Scene, compose
+from common.unet.config import PLACEMENT_SIZE
 from trainer.dataset import NUM_SCENES, Prepared
 from trainer.presets import Preset
 
@@ -31,7 +32,8 @@ class Batch:
         group: neighbor set of each example [B].
         neighbors, neighbor_text, neighbor_text_mask, neighbor_mask: the sets [G, K, ...].
         keep_text, keep_neighbors: false where the condition is dropped [B].
-        placement: zoom and shift (row, column each) by which the picture's places are found in a whole drawing [B, 4].
+        placement: zoom and shift (row, column each) by which the picture's places are found in a whole drawing, and the
+            color of its ground, less white [B, PLACEMENT_SIZE].
     """
 
     x0: Tensor
@@ -67,13 +69,14 @@ def picture(prepared: Prepared, pair: int, variant: int, side: int) -> np.ndarra
     return compose(lambda n: prepared.pictures[n][pair], prepared.scenes[pair][variant], side)
 
 
-def placement(scene: Scene) -> tuple[float, float, float, float]:
+def placement(scene: Scene) -> tuple[float, ...]:
     """Zoom and shift (row, column each) from a place p of the scene, in canvas units, to its place in the entity's own
-    drawing: (1 + zoom) (p - 0.5) + 0.5 + shift."""
+    drawing: (1 + zoom) (p - 0.5) + 0.5 + shift; then the color of its ground in [-1, 1], less white."""
+    color = [value / 127.5 - 2.0 for value in scene.rgb]
     if scene.corner is None:
-        return 0.0, 0.0, 0.0, 0.0
+        return 0.0, 0.0, 0.0, 0.0, *color
     row, column = CORNERS[scene.corner]
-    return SMALL - 1, SMALL - 1, (SMALL - 1) * (0.5 - row), (SMALL - 1) * (0.5 - column)
+    return SMALL - 1, SMALL - 1, (SMALL - 1) * (0.5 - row), (SMALL - 1) * (0.5 - column), *color
 
 
 def base_batch(prepared: Prepared, preset: Preset, rng: np.random.Generator, side: int, anchors: np.ndarray) -> Batch:
@@ -181,7 +184,7 @@ def super_resolution_batch(
         neighbor_mask=none,
         keep_text=torch.ones(size, dtype=torch.bool),
         keep_neighbors=torch.ones(size, dtype=torch.bool),
-        placement=torch.zeros(size, 4),
+        placement=torch.zeros(size, PLACEMENT_SIZE),
     )
 
 

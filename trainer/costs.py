@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from common.stages import stage
 from common.text import MAX_TOKENS
 from common.unet.layers import Attention, ResidualBlock, grid_places, grid_positions
+from common.unet.config import PLACEMENT_SIZE
 from common.unet.unet import UNet
 from trainer.batches import Batch
 from trainer.distributed import Parallel, remember_less
@@ -240,7 +241,7 @@ def blank_batch(preset: Preset, groups: int, side: int, tokens: int) -> Batch:
         neighbor_mask=torch.ones(sets, count, dtype=torch.bool),
         keep_text=torch.ones(size, dtype=torch.bool),
         keep_neighbors=torch.ones(size, dtype=torch.bool),
-        placement=torch.zeros(size, 4),
+        placement=torch.zeros(size, PLACEMENT_SIZE),
     )
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.conditioning import keep
 from common.diffusion.parameterization import diffuse, loss_weight, target
 from common.diffusion.schedule import alpha_sigma, log_snr
 from common.stages import StageSpec
+from common.unet.collage import over_ground
 from common.unet.condition import Condition
+from common.unet.reference import place_layers
 from common.unet.unet import UNet
 from trainer.batches import Batch
 
 PLACEMENT_WEIGHT = 0.1
+PREFERENCE_WEIGHT = 0.01
 
 
 def condition_of(unet: UNet, spec: StageSpec, batch: Batch) -> Condition:
@@ -49,22 +55,41 @@ def example_losses(unet: UNet, spec: StageSpec, batch: Batch, condition: Conditi
 
 
 def training_loss(unet: UNet, spec: StageSpec, batch: Batch) -> Tensor:
-    """Mean loss of a batch, with its draws of dropped text and dropped neighbors."""
+    """Mean loss of a batch, with its draws of dropped text and dropped neighbors.
+
+    The picture is drawn at its true place: what the text says of that is learnt by itself, since the picture's loss
+    would blur it, and a neighbor laid beside its place is no help.
+    """
     condition = keep(condition_of(unet, spec, batch), batch.keep_text, batch.keep_neighbors)
-    loss = example_losses(unet, spec, batch, condition).mean()
+    placed = keep(replace(condition, placement=batch.placement), batch.keep_text, batch.keep_neighbors)
+    loss = example_losses(unet, spec, batch, placed if unet.config.placement else condition).mean()
     if unet.config.placement:
         loss = loss + PLACEMENT_WEIGHT * placement_loss(batch, condition)
+        loss = loss + PREFERENCE_WEIGHT * preference_loss(unet, batch, condition)
     return loss
 
 
 def placement_loss(batch: Batch, condition: Condition) -> Tensor:
-    """Squared error of the placement that the text says, where there is text.
+    """Squared error of the placement and the color that the text says, where there is text.
 
     The pictures are composed here, so that it is known; left to the picture's loss alone it is learnt slowly, from the
     high frequencies of the positions, and into the wrong zoom.
     """
     error = (condition.placement.float() - batch.placement).square().mean(1)
     return (error * batch.keep_text).mean()
+
+
+def preference_loss(unet: UNet, batch: Batch, condition: Condition) -> Tensor:
+    """Cross entropy of naming, from the captions alone, the neighbor that lies nearest to the picture."""
+    assert unet.preference is not None
+    laid = over_ground(
+        place_layers(condition.pictures, batch.placement, (batch.x0.shape[2], batch.x0.shape[3])),
+        batch.placement[:, 4:] + 1.0,
+    )
+    far = (laid - batch.x0[:, None]).square().mean((2, 3, 4)).masked_fill(~condition.neighbor_mask, float("inf"))
+    scores = unet.preference.score(condition.asked, condition.offered)
+    losses = F.cross_entropy(scores.masked_fill(~condition.neighbor_mask, -1e4), far.argmin(1), reduction="none")
+    return (losses * (batch.keep_text & (condition.neighbor_mask.sum(1) > 1))).mean()
 
 
 @torch.no_grad()
@@ -94,8 +119,8 @@ def paired_losses(unet: UNet, spec: StageSpec, batches: list[Batch]) -> dict[str
 
 
 def _with_neighbors(condition: Condition, other: Condition) -> Condition:
-    theirs = {"neighbors": other.neighbors, "neighbor_mask": other.neighbor_mask, "pictures": other.pictures}
-    return Condition(**{**vars(condition), **theirs})
+    names = ("neighbors", "neighbor_mask", "pictures", "offered")
+    return replace(condition, **{name: getattr(other, name) for name in names})
 
 
 def _log_snr(spec: StageSpec, t: Tensor) -> Tensor:

@@ -21,11 +21,15 @@ class Condition:
         text: keys and values of the text, one entry for each text attention of the U-Net.
         text_mask: true where a token may be read [B, L].
         text_embedding: pooled text [B, embedding_width], zero where the text is dropped.
-        placement: zoom and shift, each (row, column), at which the neighbors are read [B, 4], zero where the text is
-            dropped: a pixel at p, in canvas units, looks at (1 + zoom) (p - 0.5) + 0.5 + shift.
+        placement: zoom and shift, each (row, column), at which the neighbors are read, and the color of the ground in
+            [-1, 1], less white [B, PLACEMENT_SIZE], zero where the text is dropped: a pixel at p, in canvas units, looks
+            at (1 + zoom) (p - 0.5) + 0.5 + shift.
+        asked, offered: what the text asks of neighbors, zero where it is dropped, and what each offers, see `Preference`
+            [B, P], [B, K, P]; P is 0 where the U-Net does not read the pictures.
         neighbors: keys and values of the neighbors' feature maps, one entry for each neighbor attention.
         neighbor_mask: true where a neighbor may be read [B, K].
-        pictures: the neighbors themselves in [-1, 1] [B, K, 3, H, W], where the U-Net reads them; K is 0 elsewhere.
+        pictures: the neighbors themselves, cut out [B, K, 4, H, W], see `cut_out`, where the U-Net reads them; K is 0
+            elsewhere.
         low_res: low-resolution input [B, 3, h, w]; its side is 0 where there is none.
         augmentation: log-SNR of the low-resolution input [B].
     """
@@ -34,6 +38,8 @@ class Condition:
     text_mask: Tensor
     text_embedding: Tensor
     placement: Tensor
+    asked: Tensor
+    offered: Tensor
     neighbors: tuple[KeysValues, ...]
     neighbor_mask: Tensor
     pictures: Tensor
@@ -78,6 +84,8 @@ def concatenate(conditions: Sequence[Condition]) -> Condition:
         text_mask=stack("text_mask"),
         text_embedding=stack("text_embedding"),
         placement=stack("placement"),
+        asked=stack("asked"),
+        offered=stack("offered"),
         neighbors=stack_layers("neighbors"),
         neighbor_mask=stack("neighbor_mask"),
         pictures=stack("pictures"),
@@ -101,6 +109,7 @@ def _pad(condition: Condition, length: int, count: int, pictures: int, sizes: Se
         text_mask=F.pad(condition.text_mask, (0, missing_text)),
         neighbors=neighbors,
         neighbor_mask=F.pad(condition.neighbor_mask, (0, missing_neighbors)),
+        offered=F.pad(condition.offered, (0, 0, 0, pictures - condition.pictures.shape[1])),
         pictures=F.pad(condition.pictures, (0, 0, 0, 0, 0, 0, 0, pictures - condition.pictures.shape[1])),
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-PLACEMENT_SIZE = 4  # zoom and shift, each (row, column)
+PLACEMENT_SIZE = 7  # zoom and shift, each (row, column); the color of the ground, less white
+PREFERENCE_SIZE = 32  # of what a text asks of neighbors, and of what each offers
+LAYER_CHANNELS = 4  # of a neighbor that is cut out: color times opacity, opacity
 LATER = {"text_attention", "skip_scale", "positions"}  # names that came after the first published weights
 
 
@@ -33,6 +35,7 @@ class UNetConfig:
             are not those of whole pictures.
         placement: whether the text says where the neighbors are read ("small in the top left corner"), and they are laid
             there, pixel by pixel, beside what attention finds.
+        boldness: logit that is added for neighbors' pixels in sampling while x_t shows little, see `Copy`.
     """
 
     patch: int
@@ -48,6 +51,7 @@ class UNetConfig:
     skip_scale: float
     positions: bool
     placement: bool
+    boldness: float = 0.0
 
     def __post_init__(self) -> None:
         by_level = (self.widths, self.blocks, self.attention, self.text_attention, self.neighbor_attention)
@@ -66,6 +70,8 @@ class UNetConfig:
             raise ValueError(f"unet.skip_scale: {self.skip_scale} is not in (0, 1]")
         if self.placement and not (self.text_width and self.uses_neighbors):
             raise ValueError("unet.placement: needs a U-Net with text and neighbors")
+        if self.boldness < 0.0 or (self.boldness and not self.placement):
+            raise ValueError(f"unet.boldness: {self.boldness} is negative, or nothing is laid that could be taken over")
 
     def _attends(self) -> tuple[bool, ...]:
         reads = zip(self.attention, self.text_attention, self.neighbor_attention, strict=True)
@@ -91,6 +97,7 @@ class UNetConfig:
             ValueError: a name is unknown or missing.
         """
         known = {f.name for f in fields(cls)}
+        document = {"boldness": 0.0} | document
         if set(document) == known - LATER:
             text = tuple(bool(a and document["text_width"]) for a in document["attention"])
             document = document | {"text_attention": text, "skip_scale": 1.0, "positions": True}

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.diffusion.schedule import LOG_SNR_MAX
+from common.unet.collage import Posterior, Preference, cut_out
 from common.unet.condition import Condition, KeysValues
-from common.unet.config import PLACEMENT_SIZE, UNetConfig
+from common.unet.config import LAYER_CHANNELS, PLACEMENT_SIZE, UNetConfig
 from common.unet.layers import Attention, NoiseEmbedding, ResidualBlock, grid_places
-from common.unet.reference import Copy, Placement, Reference
+from common.unet.reference import Copy, Laid, Placement, Reference
 
 SELF_SHARPNESS = 8.0
 TEXT_SHARPNESS = 4.0
@@ -106,7 +107,9 @@ class UNet(nn.Module):
         self.pool_text = nn.Linear(config.text_width, config.embedding_width) if config.text_width else None
         self.placement = Placement(config.text_width) if config.placement else None
         self.reference = Reference(first, patch) if config.placement else None
-        self.copy = Copy(first, patch) if config.placement else None
+        self.copy = Copy(first, patch, config.boldness) if config.placement else None
+        self.preference = Preference(config.text_width) if config.placement else None
+        self.posterior = Posterior() if config.placement else None
         if config.scale > 1:
             self.low_res_patch = patch if patch % config.scale else patch // config.scale
             self.embed_augmentation = NoiseEmbedding(config.embedding_width)
@@ -150,11 +153,13 @@ class UNet(nn.Module):
         """
         batch, uses_neighbors = text.shape[0], self.config.uses_neighbors
         encoded = self._encode_neighbors(neighbors, neighbor_text, neighbor_text_mask) if uses_neighbors else ()
+        offered, layers = self._offered(neighbor_text, neighbor_text_mask), self._layers(neighbors)
         if not uses_neighbors:
             neighbor_mask = neighbor_mask[:, :0]
         if group is not None:
             encoded = tuple((key[group], value[group]) for key, value in encoded)
-            neighbor_mask, neighbors = neighbor_mask[group], neighbors[group]
+            offered, layers = offered[group], layers[group]
+            neighbor_mask = neighbor_mask[group]
         if (low_res is None) != (self.config.scale == 1) or (augmentation is None) != (self.config.scale == 1):
             raise ValueError("low_res: a super-resolution U-Net needs it with its augmentation; no other takes it")
         return Condition(
@@ -166,13 +171,19 @@ class UNet(nn.Module):
             else text.new_zeros(batch, PLACEMENT_SIZE),
             neighbors=encoded,
             neighbor_mask=neighbor_mask,
-            pictures=neighbors if self.reference is not None else neighbors[:, :0],
+            asked=self._asked(text, text_mask),
+            offered=offered,
+            pictures=layers,
             low_res=low_res if low_res is not None else text.new_zeros(batch, 3, 0, 0),
             augmentation=augmentation if augmentation is not None else text.new_zeros(batch),
         )
 
-    def denoise(self, x_t: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
-        """The stage's prediction [B, 3, H, W] for x_t [B, 3, H, W] at log-SNR [B]."""
+    def denoise(self, x_t: Tensor, log_snr: Tensor, condition: Condition, *, bold: bool = False) -> Tensor:
+        """The stage's prediction [B, 3, H, W] for x_t [B, 3, H, W] at log-SNR [B].
+
+        `bold`: take pictures over from the neighbors rather than expect a blur, see `Copy`; sampling does, training and
+        its losses do not.
+        """
         embedding = self.embed_noise(log_snr) + condition.text_embedding
         x, enlarged = self.stem(F.pixel_unshuffle(x_t, self.config.patch)), None
         if self.config.scale > 1:
@@ -180,11 +191,12 @@ class UNet(nn.Module):
             enlarged = _enlarge(condition.low_res, x_t)
             low_res = condition.low_res if self.low_res_patch < self.config.patch else enlarged
             x = x + self.low_res_stem(F.pixel_unshuffle(low_res.to(x.dtype), self.low_res_patch))
-        laid = None
+        laid, weights = None, x_t[:, :0]
         if self.reference is not None and condition.neighbor_mask.shape[1]:
             size = (x_t.shape[2], x_t.shape[3])
             laid = self.reference.lay(condition.pictures, condition.neighbor_mask, condition.placement, size)
-            x = x + self.reference(laid)
+            weights = self._weights(x_t, log_snr, condition, laid)
+            x = x + self.reference(laid, weights)
         text = list(condition.text)
         features = self.dstack(x, embedding, text, condition.text_mask)
         features = self._attend_to_neighbors(features, condition)
@@ -192,11 +204,40 @@ class UNet(nn.Module):
         drawn = F.pixel_shuffle(self.head(x), self.config.patch)
         if enlarged is not None:
             drawn = enlarged.to(drawn.dtype) + drawn
-        return drawn if self.copy is None or laid is None else self.copy(drawn, x, laid)
+        return (
+            drawn
+            if self.copy is None or laid is None
+            else self.copy(drawn, x, laid, weights, log_snr if bold else None)
+        )
 
-    def forward(self, x_t: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x_t: Tensor, log_snr: Tensor, condition: Condition, *, bold: bool = False) -> Tensor:
         """Same as `denoise`, so that wrappers which hook `forward` (compilers, data parallel) see it."""
-        return self.denoise(x_t, log_snr, condition)
+        return self.denoise(x_t, log_snr, condition, bold=bold)
+
+    def _weights(self, x_t: Tensor, log_snr: Tensor, condition: Condition, laid: Laid) -> Tensor:
+        """Logarithms of the laid neighbors' weights against one another [B, K, H, W]."""
+        assert self.preference is not None and self.posterior is not None
+        # Trained by itself to name the neighbor that is nearest: the picture's loss would have it hedge.
+        scores = self.preference.score(condition.asked, condition.offered).detach()
+        exact = torch.promote_types(x_t.dtype, torch.float32)  # sums over a whole picture
+        numbers = (value.to(exact) for value in (x_t, log_snr, laid.pictures, scores))
+        return self.posterior(*numbers, laid.mask).to(x_t.dtype)
+
+    def _layers(self, pictures: Tensor) -> Tensor:
+        """The neighbors, cut out [B, K, 4, H, W]; none where they are not laid."""
+        if self.reference is None or not pictures.shape[1]:
+            return pictures.new_zeros(pictures.shape[0], 0, LAYER_CHANNELS, *pictures.shape[3:])
+        return cut_out(pictures)
+
+    def _asked(self, text: Tensor, mask: Tensor) -> Tensor:
+        return text.new_zeros(text.shape[0], 0) if self.preference is None else self.preference.asked(text, mask)
+
+    def _offered(self, text: Tensor, mask: Tensor) -> Tensor:
+        """What the neighbors offer by their captions [B, K, L, text_width]: [B, K, P]."""
+        batch, count = text.shape[:2]
+        if self.preference is None or not count:
+            return text.new_zeros(batch, 0, 0 if self.preference is None else self.preference.width)
+        return self.preference.offered(text.flatten(0, 1), mask.flatten(0, 1)).unflatten(0, (batch, count))
 
     def _attend_to_neighbors(self, features: list[Tensor], condition: Condition) -> list[Tensor]:
         attended, layer = list(features), 0
@@ -216,7 +257,7 @@ class UNet(nn.Module):
         """Where each cell of the grid looks in the neighbors [B, H * W, 2]; None: at its own place."""
         if self.placement is None:
             return None
-        zoom, shift = placement[:, None].chunk(2, -1)  # [B, 1, 2] each
+        zoom, shift = placement[:, None, :2], placement[:, None, 2:4]  # [B, 1, 2] each
         centred = grid_places(*grid, placement.device) - 0.5
         return (1 + zoom) * centred + 0.5 + shift
 

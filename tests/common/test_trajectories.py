@@ -127,7 +127,7 @@ def test_the_loop_is_the_samplers_loop(unet: UNet, conditions: list[Condition]) 
         rows = {}
         for column in columns:
             text, neighbors = (torch.tensor([kept]) for kept in branches[column])
-            rows[column] = unet.denoise(x_t[None], torch.tensor([log_snr_t]), keep(condition, text, neighbors))[0]
+            rows[column] = unet.denoise(x_t[None], torch.tensor([log_snr_t]), keep(condition, text, neighbors), bold=True)[0]
         return rows
 
     source = one.step_noise()
@@ -189,7 +189,7 @@ def test_the_negative_text_stands_wherever_guidance_leaves_the_text_out(
             3: keep(negative, torch.tensor([True]), torch.tensor([False])),
         }
         asked.update(columns)
-        return {c: unet.denoise(x_t[None], torch.tensor([log_snr_t]), kept[c])[0] for c in columns}
+        return {c: unet.denoise(x_t[None], torch.tensor([log_snr_t]), kept[c], bold=True)[0] for c in columns}
 
     with torch.inference_mode():
         start = torch.from_numpy(one.start())

@@ -9,8 +9,8 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from common.corpus import Pair
-from common.scenes import COLORS, Scene, compose
-from evaluation.features import background_color, entity_features, psnr, rank_of
+from common.scenes import COLORS, CORNERS, Scene, compose
+from evaluation.features import background_color, entity_features, psnr, quarter_of, rank_of
 from evaluation.suite import draw
 
 SHAPES = {
@@ -53,6 +53,14 @@ def test_background_color_of_every_scene(color: str | None) -> None:
 def test_an_entity_that_covers_the_border_hides_the_background() -> None:
     covered = compose(lambda n: np.full((n, n, 4), (214, 40, 40, 255), np.uint8), Scene(color="blue"), 64)
     assert background_color(covered) == "red"
+
+
+@pytest.mark.parametrize("color", [None, "yellow", "black"])
+@pytest.mark.parametrize("corner", [None, *CORNERS])
+def test_the_quarter_that_a_small_entity_lies_in(corner: str | None, color: str | None) -> None:
+    picture = draw(pair("triangle"), Scene(color=color, corner=corner), 64)
+    assert quarter_of(picture) == corner
+    assert quarter_of(np.full_like(picture, 40)) is None
 
 
 def test_psnr_is_that_of_scikit_image_and_of_the_closed_form() -> None:

@@ -108,6 +108,9 @@ def test_without_a_seed_one_is_drawn_and_told(client: GeneratorClient) -> None:
     assert record(events)["seed"] == accepted.seed
 
 
+GUIDED = StageOverrides(stage=64, steps=6, text_weight=2.0, neighbor_weight=6.0)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -118,18 +121,18 @@ def test_without_a_seed_one_is_drawn_and_told(client: GeneratorClient) -> None:
         {"exclude_exact": True},
         {"without_neighbors": True},
         {"seed": 8},
-        {"stages": (StageOverrides(stage=64, steps=3),)},
-        {"stages": (StageOverrides(stage=64, steps=6, sampler="ddpm"),)},
-        {"stages": (StageOverrides(stage=64, steps=6, guidance_strategy="joint"),)},
-        {"stages": (StageOverrides(stage=64, steps=6, text_weight=9.0),)},
-        {"stages": (StageOverrides(stage=64, steps=6, neighbor_weight=9.0),)},
-        {"stages": (StageOverrides(stage=64, steps=6, eta=0.1),)},
-        {"stages": (StageOverrides(stage=64, steps=6, thresholding="none"),)},
+        {"stages": (replace(GUIDED, steps=3),)},
+        {"stages": (replace(GUIDED, sampler="ddpm"),)},
+        {"stages": (replace(GUIDED, guidance_strategy="joint"),)},
+        {"stages": (replace(GUIDED, text_weight=9.0),)},
+        {"stages": (replace(GUIDED, neighbor_weight=9.0),)},
+        {"stages": (replace(GUIDED, eta=0.1),)},
+        {"stages": (replace(GUIDED, thresholding="none"),)},
     ],
     ids=str,
 )
 def test_every_knob_of_the_base_changes_the_picture(client: GeneratorClient, changes: dict[str, Any]) -> None:
-    base = replace(QUICK, stages=(StageOverrides(stage=64, steps=6),))
+    base = replace(QUICK, stages=(GUIDED,))
     before, after = draw(client, base), draw(client, replace(base, **changes))
     assert decode_rgb(images(before)[0]).tobytes() != decode_rgb(images(after)[0]).tobytes()
 

@@ -181,7 +181,8 @@ def test_placement_finds_the_drawing(corner: str | None) -> None:
     whole[..., 0], whole[..., 1] = np.mgrid[:32, :32] * 4
     scene = Scene(color="red", corner=corner)
     picture = compose(lambda side: whole[:: 32 // side, :: 32 // side], scene, 32)
-    zoom_row, zoom_column, shift_row, shift_column = placement(scene)
+    zoom_row, zoom_column, shift_row, shift_column, *color = placement(scene)
+    np.testing.assert_allclose(color, np.array(scene.rgb) / 127.5 - 2.0)  # of the ground, less white
     for row, column in np.ndindex(32, 32):
         y = (1 + zoom_row) * ((row + 0.5) / 32 - 0.5) + 0.5 + shift_row
         x = (1 + zoom_column) * ((column + 0.5) / 32 - 0.5) + 0.5 + shift_column

@@ -16,7 +16,15 @@ from common.stages import stage
 from common.unet.unet import UNet
 from trainer.batches import Batch, rng_of
 from trainer.dataset import RENDER_SIZE, Prepared
-from trainer.loss import PLACEMENT_WEIGHT, condition_of, example_losses, paired_losses, training_loss
+from trainer.loss import (
+    PLACEMENT_WEIGHT,
+    PREFERENCE_WEIGHT,
+    condition_of,
+    example_losses,
+    paired_losses,
+    preference_loss,
+    training_loss,
+)
 from trainer.presets import Preset
 from trainer.sources import CropSource, NeighborSource
 
@@ -112,12 +120,37 @@ def test_training_loss_drops_what_the_batch_says(batch: Batch, tiny: Preset) -> 
     for text in (yes, ~yes):
         for neighbors in (yes, ~yes):
             said = training_loss(unet, spec, replace(batch, keep_text=text, keep_neighbors=neighbors))
-            pictures = example_losses(unet, spec, batch, keep(condition, text, neighbors)).mean()
+            at_its_place = keep(replace(condition, placement=batch.placement), text, neighbors)
+            pictures = example_losses(unet, spec, batch, at_its_place).mean()
             said_places = condition.placement.detach().numpy()
             misplaced = np.square(said_places - batch.placement.numpy()).mean(1) * text.numpy()
-            torch.testing.assert_close(said, pictures + PLACEMENT_WEIGHT * float(misplaced.mean()))
+            preferred = preference_loss(unet, replace(batch, keep_text=text), keep(condition, text, neighbors))
+            extra = PLACEMENT_WEIGHT * float(misplaced.mean()) + PREFERENCE_WEIGHT * float(preferred.detach())
+            torch.testing.assert_close(said, pictures + extra)
             losses[bool(text[0]), bool(neighbors[0])] = float(said.detach())
     assert len(set(losses.values())) == 4, "each condition says something else"
+
+
+def test_the_preferred_neighbor_is_the_one_that_lies_nearest(batch: Batch, tiny: Preset) -> None:
+    """A neighbor that is the picture itself is named: the loss falls where its score rises, and not where text or the
+    other neighbor is missing."""
+    unet = unet_of(tiny)
+    condition = condition_of(unet, stage(64), batch)
+    exact = torch.cat([batch.x0, torch.ones_like(batch.x0[:, :1])], 1)[:, None]
+    still = torch.zeros_like(batch.placement)
+    layers = torch.cat([torch.zeros_like(exact), exact], 1)
+    yes = torch.ones(tiny.batch, dtype=torch.bool)
+    given = replace(batch, placement=still, keep_text=yes)
+    toward = torch.stack([-condition.asked, condition.asked], 1) * 100
+    named = replace(
+        condition, pictures=layers, offered=toward, neighbor_mask=torch.ones(tiny.batch, 2, dtype=torch.bool)
+    )
+    assert (
+        preference_loss(unet, given, named) < 0.1 < 1.0 < preference_loss(unet, given, replace(named, offered=-toward))
+    )
+    assert preference_loss(unet, replace(given, keep_text=~yes), named) == 0
+    alone = replace(named, neighbor_mask=torch.tensor([[False, True]]).expand(tiny.batch, 2))
+    assert preference_loss(unet, given, alone) == 0
 
 
 def test_paired_losses_are_the_five_on_the_same_draws(prepared: Prepared, tiny: Preset) -> None:

@@ -63,10 +63,11 @@ def test_one_condition_is_itself(base_config, make_unet, make_inputs) -> None:
 
 
 def test_nbytes_counts_every_tensor(base_config, make_unet, make_inputs) -> None:
-    """By hand: keys and values of text, of neighbors, masks, pooled text, placement, augmentation, the neighbors'
-    pictures; float64 is 8 bytes."""
+    """By hand: keys and values of text, of neighbors, masks, pooled text, placement, what is asked and
+    offered, augmentation, the neighbors' layers; float64 is 8 bytes."""
     condition = make_unet(base_config).condition(**conditioning(make_inputs(base_config)))
     text = 4 * 2 * (2 * 5 * 16)  # four text attentions (2 blocks down, 2 up), keys and values, B L width
     neighbors = 2 * 2 * 3 * (64 * 8 + 16 * 16)  # keys and values, B, K, 8 x 8 cells of 8 and 4 x 4 of 16 channels
-    pictures = 2 * 3 * 3 * 16 * 16  # B, K, three colors
-    assert condition.nbytes() == 8 * (text + neighbors + 2 * 16 + 2 * 4 + 2 + pictures) + 2 * 5 + 2 * 3
+    pictures = 2 * 3 * 4 * 16 * 16  # B, K, three colors and opacity
+    asked, placement = 2 * (1 + 3) * 32, 2 * 7
+    assert condition.nbytes() == 8 * (text + neighbors + 2 * 16 + placement + asked + 2 + pictures) + 2 * 5 + 2 * 3

@@ -41,7 +41,7 @@ def test_unknown_and_missing_names_are_refused(base_config: UNetConfig) -> None:
     document = base_config.to_json()
     with pytest.raises(ValueError, match="dropout"):
         UNetConfig.from_json(document | {"dropout": 0.1})
-    for name in document:
+    for name in set(document) - {"boldness"}:  # weights of before it was there are not bold
         with pytest.raises(ValueError, match=name):
             UNetConfig.from_json({k: v for k, v in document.items() if k != name})
 
@@ -57,6 +57,15 @@ def test_documents_of_the_first_published_weights_are_read(
         UNetConfig.from_json(first | {"dropout": 0.1})
     with pytest.raises(ValueError, match="skip_scale"):
         UNetConfig.from_json(first | {"text_attention": (False, True), "positions": True})
+
+
+def test_only_laid_neighbors_are_taken_over_boldly(base_config: UNetConfig) -> None:
+    bold = replace(base_config, boldness=3.0)
+    assert UNetConfig.from_json(bold.to_json()) == bold
+    assert UNetConfig.from_json({k: v for k, v in base_config.to_json().items() if k != "boldness"}) == base_config
+    for change in ({"boldness": -1.0}, {"boldness": 3.0, "placement": False}):
+        with pytest.raises(ValueError, match="boldness"):
+            replace(base_config, **change)
 
 
 def test_derived_figures(base_config: UNetConfig, super_resolution_config: UNetConfig) -> None:
