@@ -109,9 +109,11 @@ class EdgePairStore(PointStore):
                 edge_shard.build_apart(path, self._is_stopped)
                 built = Shard(path, self._settings)
                 try:
-                    self._bring_up(built)
                     with self._writing:
-                        self._bring_up(built)
+                        touched = self._take_touched()
+                    self._bring_up(built, touched)
+                    with self._writing:
+                        self._bring_up(built, self._take_touched())
                         self._go_over(built)
                 except BaseException:
                     built.close()
@@ -158,9 +160,13 @@ class EdgePairStore(PointStore):
             shard.flush()
             edge_shard.copy_folder(shard.folder, path)
 
-    def _bring_up(self, built: Shard) -> None:
-        """Write into `built` what has been written since it was copied."""
+    def _take_touched(self) -> list[str]:
+        """What has been written since this was last asked; the caller keeps writers away, who note it as they write."""
         touched, self._touched = sorted(self._touched or ()), set()
+        return touched
+
+    def _bring_up(self, built: Shard, touched: list[str]) -> None:
+        """Write into `built` what these points are now."""
         for start in range(0, len(touched), BATCH):
             points = touched[start : start + BATCH]
             with self._points() as shard:
