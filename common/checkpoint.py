@@ -5,8 +5,12 @@ A weights folder holds `manifest.json` and one `unet_<size>.safetensors` for eac
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +50,10 @@ def publish_stage(
     *,
     dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """Write a stage's weights and its line of the manifest, each atomically; returns the weights' path.
+    """Write a stage's weights and its line of the manifest; returns the weights' path.
+
+    Stopped at any moment, the folder holds the old weights or the new ones: until the new file has taken the old one's
+    place, the manifest names both. One publisher at a time: another one waits.
 
     Args:
         dtype: of the numbers in the file: float16, or bfloat16 for weights that float16 does not hold.
@@ -65,11 +72,33 @@ def publish_stage(
         "unet": json.dumps(config.to_json()),
         "trained": json.dumps(trained),
     }
-    write_atomic(path, save(tensors, metadata=header))
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
-    manifest[path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size, "stage": size}
-    write_json(folder / MANIFEST, dict(sorted(manifest.items())))
+    content = save(tensors, metadata=header)
+    line: dict[str, Any] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "stage": size}
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+        there = sha256_file(path) if path.is_file() else ""
+        both = line | ({"replaces": there} if _vouched(there, manifest.get(path.name, {})) else {})
+        write_json(folder / MANIFEST, dict(sorted((manifest | {path.name: both}).items())))
+        write_atomic(path, content)
+        write_json(folder / MANIFEST, dict(sorted((manifest | {path.name: line}).items())))
     return path
+
+
+def _vouched(digest: str, line: Mapping[str, Any]) -> bool:
+    """Whether a line of the manifest is of a file with this sha256."""
+    return bool(digest) and digest in (line.get("sha256"), line.get("replaces"))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder, waiting for whoever does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -101,7 +130,7 @@ def load_stage(folder: Path, size: int, *, device: str = "cpu", dtype: torch.dty
     if line is None or not path.is_file():
         raise CheckpointError(f"weights: {path} is missing (the manifest {'names' if line else 'does not name'} it)")
     digest = sha256_file(path)
-    if digest != line["sha256"]:
+    if not _vouched(digest, line):
         raise CheckpointError(
             f"weights: {path} is corrupted: sha256 {digest[:12]}…, manifest {line['sha256'][:12]}…, {path.stat().st_size} bytes"
         )

@@ -25,7 +25,7 @@ from common.stages import STAGES, StageSpec
 from common.text import packaged_encoder
 from generator_svc.compiled_unet import Compiler
 from generator_svc.export_config import stage_config, text_encoder_config
-from generator_svc.model_versions import CARD, CONFIG, numbers, prune, version_policy
+from generator_svc.model_versions import CARD, CONFIG, numbers, served_version, version_policy
 from generator_svc.served_stage import Dtype, StageParameters, load_weights, parse_batches
 from generator_svc.served_texts import ENCODER
 from generator_svc.stage_tensors import TEXT_ENCODER
@@ -118,7 +118,8 @@ class ExportSettings:
 def export(settings: ExportSettings) -> dict[str, int]:
     """Publish stages and text encoder; gives each model's version, which is the one to be served.
 
-    A model whose newest version holds the same files already gets no new one.
+    A model whose newest version holds the same files, served in the same way, gets no new one. Old versions are left for
+    `prune`, once the new ones serve.
 
     Raises:
         CheckpointError: weights are missing, altered, or not their stage's; nothing of that model is written.
@@ -134,8 +135,6 @@ def export(settings: ExportSettings) -> dict[str, int]:
             versions[spec.name] = _export_stage(settings, spec, evaluation)
     if TEXT_ENCODER in chosen:
         versions[TEXT_ENCODER] = _export_text_encoder(settings)
-    for name in versions:
-        prune(settings.repository / name, settings.keep)
     return versions
 
 
@@ -195,7 +194,7 @@ def publish(
     """
     manifest = {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in sorted(files.items())}
     newest = max(numbers(model), default=0)
-    if not newest or not _holds(model / str(newest), manifest, adapter, card):
+    if not newest or not _holds(model / str(newest), manifest, config + version_policy(newest), adapter, card):
         newest += 1
         with replacing_folder(model / str(newest)) as folder:
             for name, path in files.items():
@@ -207,19 +206,21 @@ def publish(
                 write_json(folder / CARD, card)
                 manifest[CARD] = {"sha256": sha256_file(folder / CARD), "bytes": (folder / CARD).stat().st_size}
             write_json(folder / MANIFEST, manifest)
-    config += version_policy(newest)
-    for place in (model / str(newest) / CONFIG, model / CONFIG):
-        if not place.is_file() or place.read_text() != config:  # Triton loads a model again whose files are new
-            write_atomic(place, config)
+            (folder / CONFIG).write_text(config + version_policy(newest))
+    if served_version(model) != newest:  # Triton loads a model again whose files are new
+        write_atomic(model / CONFIG, config + version_policy(newest))
     return newest
 
 
-def _holds(version: Path, manifest: Mapping[str, object], adapter: Path, card: Mapping[str, Any] | None) -> bool:
+def _holds(
+    version: Path, manifest: Mapping[str, object], config: str, adapter: Path, card: Mapping[str, Any] | None
+) -> bool:
     try:
         there = {name: line for name, line in read_manifest(version).items() if name != CARD}
         same = there == manifest and (version / MODEL).read_bytes() == (adapter / MODEL).read_bytes()
+        same = same and (version / CONFIG).read_text() == config
         same = same and (card is None or json.loads((version / CARD).read_text()) == json.loads(json.dumps(card)))
-    except (CheckpointError, OSError, json.JSONDecodeError):
+    except (CheckpointError, OSError, ValueError):
         return False
     return same and all((version / name).is_file() for name in manifest)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.service.config import ConfigError, add_flags, read_settings, setting
 from generator_svc.export import ExportSettings, export
-from generator_svc.model_versions import alone, configurations, list_versions, roll_back
+from generator_svc.model_versions import alone, configurations, list_versions, prune, roll_back
 from generator_svc.roll_out import LOAD_TIMEOUT_S, roll_out
 
 PREFIX = "REIMAGEN_EXPORT_"
@@ -78,7 +78,7 @@ def add_release_commands(commands: Any) -> None:
 def _export(flags: Mapping[str, object]) -> None:
     settings = read_settings(ExportCommand, prefix=PREFIX, environ=os.environ, flags=flags)
     settings.check()
-    _release(settings, settings.repository, lambda: export(settings))
+    _release(settings, settings.repository, lambda: export(settings), keep=settings.keep)
 
 
 def _roll_back(flags: Mapping[str, object]) -> None:
@@ -89,14 +89,20 @@ def _roll_back(flags: Mapping[str, object]) -> None:
     _release(settings, settings.repository, lambda: {settings.model: roll_back(model, settings.version or None)})
 
 
-def _release(settings: RollOutSettings, repository: Path, change: Callable[[], dict[str, int]]) -> None:
-    """Make a change of the repository, and have the Tritons load it."""
+def _release(
+    settings: RollOutSettings, repository: Path, change: Callable[[], dict[str, int]], *, keep: int = 0
+) -> None:
+    """Make a change of the repository, and have the Tritons load it; then let all but `keep` versions go (0: none)."""
     addresses, key = settings.addresses(), settings.admin_key()
     with alone(repository):
         before = configurations(repository)
         versions = change()
         if addresses:
-            asyncio.run(roll_out(repository, before, addresses, admin_key=key, timeout_s=settings.load_timeout_s))
+            asyncio.run(
+                roll_out(repository, versions, before, addresses, admin_key=key, timeout_s=settings.load_timeout_s)
+            )
+        for model in versions if keep else ():
+            prune(repository / model, keep)
     for model, version in versions.items():
         print(f"{model}: version {version}")
 

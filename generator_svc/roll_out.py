@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from common.files import write_atomic
-from generator_svc.model_versions import CONFIG, configurations, served_version
+from generator_svc.model_versions import CONFIG, served_version
 from generator_svc.triton_client import LoadFailed, TritonClient
 
 LOAD_TIMEOUT_S = 600.0  # weights of gigabytes are read, checked and warmed up within it
@@ -19,6 +19,7 @@ class RollOutFailed(RuntimeError):
 
 async def roll_out(
     repository: Path,
+    models: Iterable[str],
     before: Mapping[str, str],
     addresses: Sequence[str],
     *,
@@ -28,7 +29,8 @@ async def roll_out(
     """Have Tritons load what the repository says, one at a time; requests under way end with the version they began with.
 
     Args:
-        before: `configurations` of the repository before it was changed: what is the same is not loaded again.
+        models: which; a Triton that has loaded one as it is keeps it as it is.
+        before: `configurations` of the repository before it was changed.
         addresses: of the Tritons, all of which serve this repository.
         admin_key: which they ask for.
         timeout_s: what one model at one Triton may take, its warm-up included.
@@ -37,10 +39,8 @@ async def roll_out(
         RollOutFailed: a Triton did not load a model. Its configuration is the one before again, and the Tritons that had
             taken the new one were told so.
     """
-    now = configurations(repository)
-    changed = [model for model in sorted(now) if now[model] != before.get(model)]
     async with _clients(addresses) as clients:
-        for model in changed:
+        for model in sorted(models):
             await _load_everywhere(repository / model, before.get(model), clients, admin_key, timeout_s)
 
 
@@ -54,8 +54,8 @@ async def _load_everywhere(
         try:
             await client.load(model.name, admin_key=admin_key, timeout_s=timeout_s)
         except LoadFailed as error:
-            back = "no version was served before"
-            if before is not None:
+            back = "no other version was served before"
+            if before is not None and before != (model / CONFIG).read_text():
                 write_atomic(model / CONFIG, before)
                 lost = await _reload(model.name, asked, admin_key, timeout_s)
                 back = f"version {served_version(model)} is served again{lost}"

@@ -23,6 +23,7 @@ from deploy.local.knowledge_base import LIBRARY, NAME, ensure_knowledge_base
 from deploy.local.supervision import LOGS, Program, Supervision
 from deploy.local.working_copy import copy_library
 from generator_svc.export import ExportSettings, export
+from generator_svc.model_versions import prune
 
 HOST = "127.0.0.1"
 READY_S = 240.0
@@ -77,7 +78,9 @@ def up(settings: StackSettings, folder: Path, work: Path, display: Display) -> s
         _make_library(folder, ensure_knowledge_base(work, display), work / "corpus", settings.clip)
         if settings.stages == "triton":
             display.say("exporting the model repository")
-            export(ExportSettings(weights=settings.weights, repository=folder / MODELS, device=settings.device))
+            given = ExportSettings(weights=settings.weights, repository=folder / MODELS, device=settings.device)
+            for model in export(given):
+                prune(folder / MODELS / model, given.keep)
         write_atomic(folder / "prometheus.yml", _prometheus_config(programs).encode())
         write_json(folder / SETTINGS, described)
         display.say("starting " + ", ".join(program.name for program in programs))

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from common.checkpoint import CheckpointError, load_stage, publish_stage
-from common.files import sha256_file
+from common.files import sha256_file, write_atomic
 from common.unet.unet import UNet
 
 NAME = "unet_64.safetensors"
@@ -49,6 +49,35 @@ def refused(folder: Path, *named: str, size: int = 64) -> None:
         load_stage(folder, size)
     for name in named:
         assert name in str(caught.value), f"{caught.value} does not name {name}"
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2, 3])
+def test_a_publisher_that_is_stopped_leaves_the_old_weights_or_the_new(
+    published: tuple[Path, UNet], base_config, stopped_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before each of the three writes, twice over, then let through."""
+    folder, unet = published
+    known = {load_stage(folder, 64).sha256}
+    for factor in (2.0, 3.0):
+        weights = {name: tensor * factor for name, tensor in unet.state_dict().items()}
+        writes = 0
+
+        def write(path: Path, content: bytes | str) -> None:
+            nonlocal writes
+            writes += 1
+            if writes == stopped_at:
+                raise KeyboardInterrupt
+            write_atomic(path, content)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("common.checkpoint.write_atomic", write)
+            patched.setattr("common.checkpoint.write_json", lambda path, said: write(path, json.dumps(said)))
+            with pytest.raises(KeyboardInterrupt):
+                publish_stage(folder, 64, base_config, weights, {})
+        known.add(load_stage(folder, 64).sha256)
+    publish_stage(folder, 64, base_config, weights, {})
+    assert set(json.loads((folder / "manifest.json").read_text())[NAME]) == {"sha256", "bytes", "stage"}
+    assert len(known) == (1 if stopped_at < 3 else 3)
 
 
 def test_round_trip(published: tuple[Path, UNet], base_config, make_inputs, predict) -> None:

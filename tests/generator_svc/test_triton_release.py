@@ -104,8 +104,12 @@ def test_old_versions_go_but_not_the_served_one(weights: Path, tmp_path: Path) -
     (model / ".2.old" / "left").mkdir(parents=True)  # by a prune that was killed
     assert prune(model, 1) == [2]
     assert sorted(path.name for path in model.iterdir()) == ["1", "3", CONFIG]
-    published(scaled(weights, tmp_path / "w9", 1.9), repository, keep=1)
+    new = scaled(weights, tmp_path / "w9", 1.9)
+    flags = ["--weights", new, "--repository", repository, "--models", MODEL, "--threads", 1, "--keep", 1]
+    assert command("export", *flags, "--batches", "1,4") == 0
     assert sorted(path.name for path in model.iterdir()) == ["4", CONFIG]
+    assert command("export", *flags, "--batches", "1,2") == 0
+    assert served_version(model) == 5, "served in another way: going back gives the way of before, too"
 
 
 def command(*words: object) -> int:
@@ -180,10 +184,11 @@ def test_a_version_that_cannot_serve_undoes_itself(
     before, version = draw(server)
     assert version == "1"
     # Whole, of the right shapes, finite: and yet its passes are not.
-    status, said = release("export", "--weights", scaled(weights, tmp_path / "huge", 2e4))
+    status, said = release("export", "--weights", scaled(weights, tmp_path / "huge", 2e4), "--keep", 1)
     assert status == 2, said
     assert f"{MODEL} version 2: Triton at {server.address}" in said and "version 1 is served again" in said
     assert served_version(repository / MODEL) == 1
+    assert (repository / MODEL / "1" / f"{MODEL}.safetensors").is_file(), "what is gone back to is not let go"
     again, version = draw(server)
     assert version == "1" and again.tobytes() == before.tobytes()
     status, said = release("export", "--weights", other_weights(weights, tmp_path / "good"))
