@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import run as torchrun
 
 from tests.trainer.stand_in_kubernetes_api import invalid
+from trainer.service.commands import TORCHRUN, local_command
 from trainer.service.kubernetes_manifests import (
     Cluster,
     job_manifest,
@@ -141,3 +143,19 @@ def test_a_train_job_says_the_same() -> None:
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)
     assert train_job["spec"]["runtimeRef"] == {"name": "torch-distributed"}
     assert train_job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+
+
+def test_torchrun_gives_its_ranks_the_time_that_a_cancelled_run_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun itself reads what it is given; of its own it would give 30 s."""
+    command = local_command(ARGUMENTS, 2, grace_s=119.5)
+    config, _, _ = torchrun.config_from_args(torchrun.parse_args(command[command.index(TORCHRUN[-1]) + 1 :]))
+    assert config.shutdown_timeout == 120
+    run = record(ranks=16, pod=PodResources(ranks=8, gpus=8))
+    (container,) = job_manifest(run, ARGUMENTS, CLUSTER)["spec"]["template"]["spec"]["containers"]
+    for part in (container, train_job_manifest(run, ARGUMENTS, CLUSTER)["spec"]["trainer"]):
+        with monkeypatch.context() as pod:
+            for variable in part["env"]:
+                if "value" in variable:
+                    pod.setenv(variable["name"], variable["value"])
+            config, _, _ = torchrun.config_from_args(torchrun.parse_args(part["args"]))
+        assert config.shutdown_timeout == CLUSTER.grace_s

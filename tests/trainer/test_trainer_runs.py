@@ -41,7 +41,7 @@ class Obedient(LocalRuns):
     """Does nothing, and is seen to do what it was told."""
 
     def __init__(self, folders: Folders, max_runs: int = 1) -> None:
-        super().__init__(folders, max_runs=max_runs)
+        super().__init__(folders, max_runs=max_runs, grace_s=60.0)
         self.seen: dict[str, Observed | Exception] = {}
         self.launched: list[str] = []
         self.stopped: list[str] = []

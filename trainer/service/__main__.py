@@ -110,7 +110,7 @@ def _executors(settings: TrainerSettings) -> dict[ExecutorKind, Executor]:
     executors: dict[ExecutorKind, Executor] = {}
     folders, cluster = settings.folders(), settings.cluster()
     if settings.local_runs:
-        executors[ExecutorKind.LOCAL] = LocalRuns(folders, max_runs=settings.max_runs)
+        executors[ExecutorKind.LOCAL] = LocalRuns(folders, max_runs=settings.max_runs, grace_s=settings.cancel_grace_s)
     if cluster is not None:
         api = KubernetesApi(
             cluster.namespace, kubeconfig=settings.kubernetes_config, timeout_s=settings.kubernetes_timeout_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from trainer.service.spec_rules import Folders
 
 TRAINER = ("-m", "trainer")
 TORCHRUN = ("-m", "torch.distributed.run")
+TORCHRUN_GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # whole seconds from its SIGTERM to its ranks to SIGKILL; else 30
 UNDER_TORCHRUN = ("-m", "--", "trainer")  # behind "--" it does not take --run for its own --run-path
 
 
@@ -34,11 +36,12 @@ def fit_arguments(name: str, spec: RunSpec, folders: Folders) -> list[str]:
     return ["fit", *(f"--{flag}={value}" for flag, value in flags.items())]
 
 
-def local_command(arguments: Sequence[str], ranks: int) -> list[str]:
-    """The trainer here: one process, or several that torchrun starts."""
+def local_command(arguments: Sequence[str], ranks: int, *, grace_s: float) -> list[str]:
+    """The trainer here: one process, or several that torchrun starts, and kills `grace_s` after it was asked to end."""
     if ranks == 1:
         return [sys.executable, *TRAINER, *arguments]
-    return [sys.executable, *TORCHRUN, "--standalone", f"--nproc-per-node={ranks}", *UNDER_TORCHRUN, *arguments]
+    flags = ["--standalone", f"--nproc-per-node={ranks}", f"--shutdown-timeout={math.ceil(grace_s)}"]
+    return [sys.executable, *TORCHRUN, *flags, *UNDER_TORCHRUN, *arguments]
 
 
 def export_command(name: str, spec: RunSpec, weights: str, folders: Folders) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.service.commands import TORCHRUN, TRAINER, UNDER_TORCHRUN
+from trainer.service.commands import TORCHRUN, TORCHRUN_GRACE, TRAINER, UNDER_TORCHRUN
 from trainer.service.run_record import RunRecord
 
 PREFIX = "reimagen-"
@@ -114,7 +114,7 @@ def train_job_manifest(record: RunRecord, arguments: list[str], cluster: Cluster
                 "image": cluster.image,
                 "command": command,
                 "args": rest,
-                "env": _common_env(),
+                "env": _common_env(cluster),
                 "numNodes": record.spec.num_pods,
                 "numProcPerNode": record.spec.pod.ranks or 1,
                 "resourcesPerNode": _resources(record, cluster),
@@ -133,7 +133,7 @@ def _pod(record: RunRecord, arguments: list[str], cluster: Cluster) -> dict[str,
         "image": cluster.image,
         "command": command,
         "args": rest,
-        "env": _common_env() + (_rendezvous_env(record) if record.spec.num_ranks > 1 else []),
+        "env": _common_env(cluster) + (_rendezvous_env(record) if record.spec.num_ranks > 1 else []),
         "resources": _resources(record, cluster),
         "securityContext": _container_security(),
         "volumeMounts": _mounts(cluster),
@@ -163,8 +163,12 @@ def _command(record: RunRecord, arguments: list[str]) -> tuple[list[str], list[s
     return ["python", *TORCHRUN], [*UNDER_TORCHRUN, *arguments]
 
 
-def _common_env() -> list[dict[str, Any]]:
-    return [{"name": "TQDM_DISABLE", "value": "1"}, {"name": "HOME", "value": "/tmp"}]
+def _common_env(cluster: Cluster) -> list[dict[str, Any]]:
+    return [
+        {"name": "TQDM_DISABLE", "value": "1"},
+        {"name": "HOME", "value": "/tmp"},
+        {"name": TORCHRUN_GRACE, "value": str(cluster.grace_s)},
+    ]
 
 
 def _rendezvous_env(record: RunRecord) -> list[dict[str, Any]]:

@@ -10,18 +10,20 @@ from trainer.service.spec_rules import Folders
 
 
 class LocalRuns:
-    """At most `max_runs` at once; 0: any number."""
+    """At most `max_runs` at once; 0: any number. The ranks of one get `grace_s` to save their state."""
 
-    def __init__(self, folders: Folders, *, max_runs: int) -> None:
+    def __init__(self, folders: Folders, *, max_runs: int, grace_s: float) -> None:
         self.max_runs = max_runs
+        self._grace_s = grace_s
         self._folders = folders
         self._processes: dict[str, tuple[str, LocalProcess]] = {}  # of each run the newest attempt's token, and it
 
     def launch(self, record: RunRecord) -> None:
         """See `Executor`."""
         arguments = fit_arguments(record.name, record.spec, self._folders)
+        command = local_command(arguments, record.spec.num_ranks, grace_s=self._grace_s)
         try:
-            self._process(record).launch(local_command(arguments, record.spec.num_ranks))
+            self._process(record).launch(command)
         except OSError as error:
             raise ExecutorAway(f"no process can be started: {error.strerror}") from None
 
