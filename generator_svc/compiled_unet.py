@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,13 @@ NEIGHBORS = (0, 1, 2, 4, 8, 16)
 TOKENS = 16  # texts are padded to multiples of this
 RECOMPILES = 256  # shapes are few, and all are wanted
 
-Forward = Callable[[Tensor, Tensor, Condition], Tensor]
+
+class Forward(Protocol):
+    """`UNet.forward`."""
+
+    def __call__(self, x_t: Tensor, log_snr: Tensor, condition: Condition, *, bold: bool = False) -> Tensor:
+        """The prediction."""
+        ...
 
 
 def compiled(unet: UNet, compiler: Compiler, batches: Sequence[int]) -> UNet:
@@ -47,7 +53,7 @@ class Padded:
         self._forward = forward
         self._rows = rows
 
-    def __call__(self, x_t: Tensor, log_snr: Tensor, condition: Condition) -> Tensor:
+    def __call__(self, x_t: Tensor, log_snr: Tensor, condition: Condition, *, bold: bool = False) -> Tensor:
         """Same as `UNet.forward`."""
         count = x_t.shape[0]
         missing = _at_least(count, self._rows) - count
@@ -56,7 +62,9 @@ class Padded:
             index = torch.tensor([*range(count), *([0] * missing)], device=x_t.device)
             x_t = x_t[index].contiguous(memory_format=torch.channels_last)
             log_snr, condition = log_snr[index], condition.take(index)
-        return self._forward(x_t, log_snr, condition)[:count].clone()  # a graph's next replay writes there again
+        return self._forward(x_t, log_snr, condition, bold=bold)[
+            :count
+        ].clone()  # a graph's next replay writes there again
 
 
 def _at_least(count: int, sizes: Sequence[int]) -> int:
@@ -78,5 +86,6 @@ def _padded(condition: Condition) -> Condition:
             for (k, v), n in zip(condition.neighbors, sizes, strict=True)
         ),
         neighbor_mask=F.pad(condition.neighbor_mask, (0, neighbors)),
+        offered=F.pad(condition.offered, (0, 0, 0, pictures)),
         pictures=F.pad(condition.pictures, (0, 0, 0, 0, 0, 0, 0, pictures)),
     )

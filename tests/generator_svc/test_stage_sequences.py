@@ -296,9 +296,10 @@ def test_padding_for_a_compiler_changes_no_picture() -> None:
     unet: Any = padded.engine._unet
     forward = unet.forward
 
-    def seen(x_t: Any, log_snr: Any, condition: Any) -> Any:
+    def seen(x_t: Any, log_snr: Any, condition: Any, *, bold: bool = False) -> Any:
         shapes.add((x_t.shape[0], condition.text_mask.shape[1], condition.neighbor_mask.shape[1]))
-        return forward(x_t, log_snr, condition)
+        assert bold, "sampling is"
+        return forward(x_t, log_snr, condition, bold=bold)
 
     unet.forward = Padded(seen, rows=[4, 8, 12, 24])
     for place in (desk, padded):
