@@ -74,6 +74,8 @@ class StandInKubernetesApi:
         """Whether every answer is 503."""
         self.refusals: list[tuple[int, str]] = []
         """Answers to the next creations of Jobs."""
+        self.refused: set[str] = set()
+        """Kinds of which none may be created now."""
 
     def set_status(self, kind: str, name: str, **status: Any) -> None:
         """What a controller would say of a Job."""
@@ -108,6 +110,8 @@ class StandInKubernetesApi:
         if self.refusals and kind == "jobs":
             return self._error(*self.refusals.pop(0))
         name = manifest["metadata"]["name"]
+        if kind in self.refused:
+            return self._error(403, f"{kind} are forbidden")
         if name in self.objects[kind]:
             return self._error(409, f'{kind} "{name}" already exists')
         if reason := invalid(manifest):

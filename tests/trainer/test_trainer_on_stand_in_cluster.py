@@ -106,6 +106,20 @@ def test_several_pods_get_their_service_and_a_train_job_is_followed(clustered: C
     assert over(client, "flow").state == "succeeded"
 
 
+def test_a_job_whose_service_is_refused_is_deleted_before_its_run_ends(clustered: Clustered) -> None:
+    """Else the next attempt would make a second Job over the same folder."""
+    _, client, cluster = clustered
+    cluster.refused.add("services")
+    try:
+        client.start(tiny(ranks=4, pod=PodResources(ranks=2)), name="nameless")
+        run = over(client, "nameless")
+    finally:
+        cluster.refused.clear()
+    assert run.state == "failed"
+    assert run.error == "Service reimagen-nameless-1 is refused: 403 services are forbidden"
+    assert ("jobs", "reimagen-nameless-1") in [(kind, name) for kind, name, _ in cluster.deleted]
+
+
 def test_a_watch_goes_on_when_the_service_ends_orderly_and_comes_back(clustered: Clustered) -> None:
     service, client, cluster = clustered
     client.start(SPEC, name="long")

@@ -81,9 +81,17 @@ class KubernetesRuns:
         return Observed(phase=Phase.OVER, place=place, succeeded=succeeded, error=error, ended_s=_time_s(condition))
 
     def _make_findable(self, job: Mapping[str, Any], record: RunRecord) -> None:
-        """Give a Job's pods the name of the first one, once; a TrainJob's runtime does."""
+        """Give a Job's pods the name of the first one, once; a TrainJob's runtime does.
+
+        Raises:
+            ExecutorError: it is refused; without it the Job would never train, so that it is deleted.
+        """
         if self._kind == "Job" and record.spec.num_pods > 1 and record.token not in self._findable:
-            self._api.create(service_manifest(record, self._cluster, job["metadata"]["uid"]))
+            try:
+                self._api.create(service_manifest(record, self._cluster, job["metadata"]["uid"]))
+            except ExecutorError:
+                self.stop(record)
+                raise
             self._findable.add(record.token)
 
     def _check_ours(self, job: Mapping[str, Any], record: RunRecord) -> None:
