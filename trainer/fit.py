@@ -26,7 +26,7 @@ from trainer.presets import Preset
 from trainer.run_folder import append_line, held
 from trainer.snapshots import save_snapshot, snapshot_every
 from trainer.sources import Source
-from trainer.state import RunState, resume, save_state, uses_bfloat16
+from trainer.state import RunState, resume, save_state, set_aside, uses_bfloat16
 from trainer.warm_start import WarmStart, begin_from
 from trainer.watchdog import LED, Watchdog
 
@@ -67,6 +67,7 @@ class Trainer:
 
     Attributes:
         warm_start: what a new run took over from other weights.
+        damaged: states that were passed over; `run` renames them.
         stopping: the run ends after this step.
         hurried: a rank was asked to by a signal, and all end without a last evaluation: what sent it may not wait for long.
     """
@@ -81,6 +82,7 @@ class Trainer:
     recorders: Sequence[Recorder] = ()
     watchdog: Watchdog | None = None
     warm_start: WarmStart | None = None
+    damaged: Sequence[Path] = ()
     stopping: bool = False
     hurried: bool = False
     _signalled: bool = False
@@ -206,6 +208,7 @@ class Trainer:
             )
         watching = self.watchdog.watching() if self.watchdog is not None else nullcontext()
         with self._alone(), self._until_asked_to_stop(), watching:
+            self.ranks.led(lambda: set_aside(self.damaged))
             self._loop(schedule, show, look)
             if self._saved_step != self.state.step:
                 self.save()
@@ -370,4 +373,5 @@ def open_run(
     trainer = Trainer(preset=preset, spec=stage(preset.stage), source=source, folder=folder, device=device, state=state)
     if start_from is not None and not state.step:
         trainer.warm_start = begin_from(state, preset, start_from)
-    return trainer, skipped
+    trainer.damaged = list(skipped)
+    return trainer, list(skipped.values())

@@ -6,6 +6,7 @@ On disk a state is one safetensors file of whole tensors, whatever the number of
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -215,23 +216,39 @@ def _contents(saved: SavedState | None) -> dict[str, Any]:
     return {"path": str(saved.path), "step": saved.step, "examples": saved.examples, "names": saved.names}
 
 
-def resume(folder: Path, preset: Preset, device: torch.device, ranks: Ranks = ALONE) -> tuple[RunState, list[str]]:
-    """The newest readable state of a run folder, or a new one; and a line for each state that could not be read.
+def resume(
+    folder: Path, preset: Preset, device: torch.device, ranks: Ranks = ALONE
+) -> tuple[RunState, dict[Path, str]]:
+    """The newest readable state of a run folder, or a new one where there is none; and why newer ones were passed over.
 
-    All ranks together: the first decides which it is.
+    All ranks together: the first decides which it is. Nothing in the folder is changed (see `set_aside`).
+
+    Raises:
+        CheckpointError: there are states, and all are damaged; or the newest is of another architecture.
+        OSError: a state cannot be opened now.
     """
-    skipped: list[str] = []
+    skipped: dict[Path, str] = {}
     saved = ranks.led(partial(_newest, folder, preset, skipped))
     found = ranks.told("found" if saved is not None else "")
     state = _state_of(saved, preset, device, ranks) if found else new_state(preset, device, ranks)
     return state, skipped
 
 
-def _newest(folder: Path, preset: Preset, skipped: list[str]) -> SavedState | None:
+def set_aside(damaged: Iterable[Path]) -> None:
+    """Rename damaged states, out of the way of those that are saved from now on; for who holds the run's folder."""
+    for path in damaged:
+        if path.exists():
+            path.rename(path.with_suffix(".damaged"))
+
+
+def _newest(folder: Path, preset: Preset, skipped: dict[Path, str]) -> SavedState | None:
     for path in sorted(folder.glob("state-*.safetensors"), reverse=True):
         try:
             return read_state(path, preset)
         except DamagedStateError as error:
-            path.rename(path.with_suffix(".damaged"))  # out of the way of the states that are saved from now on
-            skipped.append(str(error))
+            skipped[path] = str(error)
+    if skipped:
+        raise CheckpointError(
+            f"run: {folder} holds states and none can be read; move them away to begin anew: {'; '.join(skipped.values())}"
+        )
     return None

@@ -54,13 +54,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         DamagedStateError: it is cut, altered, or none.
+        OSError: it cannot be opened now, which says nothing of what is in it.
     """
+    path.open("rb").close()  # safetensors calls a missing file whatever the system refuses
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise DamagedStateError(f"state: {path} cannot be read ({error!r})") from None
+    except (OSError, RuntimeError) as error:  # the second is how torch says that it could not map the file
+        number = getattr(error, "errno", None) or errno.EIO
+        raise OSError(number, f"there, but it cannot be opened now ({error})", str(path)) from None
     if "sha256" in header and header["sha256"] != digest_of(tensors):  # states of before it was written have none
         raise DamagedStateError(f"state: {path} is altered")
     return tensors, header

@@ -244,6 +244,9 @@ def test_a_damaged_state_is_passed_over_by_name(prepared: Prepared, tiny: Preset
     trainer, skipped = open_run(row, NeighborSource(prepared=prepared, preset=row), tmp_path, CPU)
     assert trainer.state.step == 1
     assert len(skipped) == 1 and newest.name in skipped[0]
+    assert newest.exists(), "only who holds the folder renames what is in it"
+    trainer.run(NEVER, no_show, no_look)
+    assert newest.with_suffix(".damaged").stat().st_size == 1000 and newest.exists()
 
 
 def test_one_run_folder_has_one_writer(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from safetensors.torch import save_file
 from common.checkpoint import CheckpointError
 from common.unet.config import LATER
 from trainer.presets import Preset, preset
-from trainer.state import KEPT, RunState, load_state, new_state, resume, save_state
+from trainer.state import KEPT, RunState, load_state, new_state, resume, save_state, set_aside
+from trainer.state_file import read_tensors
 
 CPU = torch.device("cpu")
 AVERAGED = preset("tiny-64")
@@ -106,7 +110,7 @@ def test_a_truncated_newest_state_falls_back_to_the_one_before(tmp_path: Path, t
     newest.write_bytes(newest.read_bytes()[: int(left * newest.stat().st_size)])
     state, skipped = resume(tmp_path, tiny, CPU)
     assert_same(state, kept)
-    assert len(skipped) == 1 and str(newest) in skipped[0]
+    assert len(skipped) == 1 and str(newest) in skipped[newest]
 
 
 @pytest.mark.parametrize("place", [0.02, 0.5, 0.95])
@@ -116,7 +120,7 @@ def test_a_flipped_byte_in_the_newest_state_is_noticed(tmp_path: Path, tiny: Pre
     content[int(place * len(content))] ^= 0x40
     newest.write_bytes(content)
     state, skipped = resume(tmp_path, tiny, CPU)
-    assert skipped and str(newest) in skipped[0]
+    assert skipped and str(newest) in skipped[newest]
     assert_same(state, kept)
 
 
@@ -133,18 +137,54 @@ def test_nothing_to_resume_is_a_new_run(tmp_path: Path, tiny: Preset) -> None:
 
 def test_saving_after_a_fall_back_keeps_what_was_saved(tmp_path: Path, tiny: Preset) -> None:
     """Damaged states of later steps take no place from the good ones: progress made again is not thrown away."""
-    _, older, newest = two_states(tmp_path, tiny)
-    for path in (older, newest):
-        path.write_bytes(b"cut")
+    _, _, newest = two_states(tmp_path, tiny)
+    newest.write_bytes(b"cut")
     state, skipped = resume(tmp_path, tiny, CPU)
-    assert state.step == 0 and len(skipped) == 2
+    assert state.step == 2 and list(skipped) == [newest]
+    set_aside(skipped)
+    assert newest.with_suffix(".damaged").read_bytes() == b"cut"
     for _ in range(2):
         saved = save_state(tmp_path, moved(state), tiny)
         assert saved.is_file()
     again, _ = resume(tmp_path, tiny, CPU)
     assert_same(again, state)
     saved.write_bytes(b"cut")
-    assert resume(tmp_path, tiny, CPU)[0].step == 1, "two good ones are kept"
+    assert resume(tmp_path, tiny, CPU)[0].step == 3, "two good ones are kept"
+
+
+def test_states_of_which_none_can_be_read_are_no_beginning(tmp_path: Path, tiny: Preset) -> None:
+    """An error that names them, each time: they stay where they are."""
+    _, older, newest = two_states(tmp_path, tiny)
+    for path in (older, newest):
+        path.write_bytes(b"cut")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="none can be read") as caught:
+            resume(tmp_path, tiny, CPU)
+        assert str(older) in str(caught.value) and str(newest) in str(caught.value)
+    assert older.exists() and newest.exists()
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_a_state_that_cannot_be_opened_now_is_not_damaged(tmp_path: Path, tiny: Preset, free: int) -> None:
+    """Descriptors are used up, once the folder was listed; or all but the one by which it is seen that it opens."""
+    _, _, newest = two_states(tmp_path, tiny)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                used.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(free):
+            os.close(used.pop())
+        with pytest.raises(OSError, match=str(newest)):
+            read_tensors(newest)
+    finally:
+        for handle in used:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    state, skipped = resume(tmp_path, tiny, CPU)
+    assert state.step == 4 and not skipped
 
 
 def test_another_architecture_is_refused(tmp_path: Path, tiny: Preset) -> None:
@@ -167,18 +207,21 @@ def test_a_changed_preset_does_not_silently_begin_anew(tmp_path: Path, tiny: Pre
 def test_a_file_that_is_no_state_is_passed_over(tmp_path: Path, tiny: Preset, header: dict[str, str]) -> None:
     from_elsewhere = {"weights/stem.weight": torch.zeros(2)}
     save_file(from_elsewhere, tmp_path / "state-00000009.safetensors", metadata=header)
+    with pytest.raises(CheckpointError, match="state-00000009"):
+        resume(tmp_path, tiny, CPU)
+    good = save_state(tmp_path, moved(new_state(tiny, CPU)), tiny)
     state, skipped = resume(tmp_path, tiny, CPU)
-    assert state.step == 0 and "state-00000009" in skipped[0]
+    assert good.exists() and state.step == 1 and len(skipped) == 1
 
 
 def test_a_state_that_lacks_a_part_is_passed_over(tmp_path: Path, tiny: Preset) -> None:
     path = save_state(tmp_path, moved(new_state(tiny, CPU)), tiny)
     with safe_open(path, framework="pt") as file:
         tensors, header = {n: file.get_tensor(n) for n in file.keys()}, file.metadata()  # noqa: SIM118
-    del tensors["average/stem.weight"]
+    del tensors["average/stem.weight"], header["sha256"]
     save_file(tensors, path, metadata=header)
-    state, skipped = resume(tmp_path, tiny, CPU)
-    assert state.step == 0 and str(path) in skipped[0]
+    with pytest.raises(CheckpointError, match=f"{path} lacks weights or their average"):
+        resume(tmp_path, tiny, CPU)
 
 
 def test_a_state_of_before_ranks_and_optimizers_is_read(tmp_path: Path, tiny: Preset) -> None:
