@@ -74,8 +74,8 @@ class StandInKubernetesApi:
         """Whether every answer is 503."""
         self.refusals: list[tuple[int, str]] = []
         """Answers to the next creations of Jobs."""
-        self.refused: set[str] = set()
-        """Kinds of which none may be created now."""
+        self.refused: dict[str, int] = {}
+        """Answers to every creation of a kind."""
 
     def set_status(self, kind: str, name: str, **status: Any) -> None:
         """What a controller would say of a Job."""
@@ -111,7 +111,7 @@ class StandInKubernetesApi:
             return self._error(*self.refusals.pop(0))
         name = manifest["metadata"]["name"]
         if kind in self.refused:
-            return self._error(403, f"{kind} are forbidden")
+            return self._error(self.refused[kind], f"no {kind} now")
         if name in self.objects[kind]:
             return self._error(409, f'{kind} "{name}" already exists')
         if reason := invalid(manifest):

@@ -16,6 +16,7 @@ from tests.trainer.training_service import PATIENCE_S, ROOT, TrainerProcess, ove
 
 DONE = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-02T03:04:05Z"}
 SPEC = tiny(executor="kubernetes_job")
+PODS = tiny(ranks=4, pod=PodResources(ranks=2))
 
 Clustered = tuple[TrainerProcess, TrainerClient, StandInKubernetesApi]
 
@@ -109,15 +110,39 @@ def test_several_pods_get_their_service_and_a_train_job_is_followed(clustered: C
 def test_a_job_whose_service_is_refused_is_deleted_before_its_run_ends(clustered: Clustered) -> None:
     """Else the next attempt would make a second Job over the same folder."""
     _, client, cluster = clustered
-    cluster.refused.add("services")
+    cluster.refused["services"] = 403
     try:
-        client.start(tiny(ranks=4, pod=PodResources(ranks=2)), name="nameless")
+        client.start(PODS, name="nameless")
         run = over(client, "nameless")
     finally:
         cluster.refused.clear()
     assert run.state == "failed"
-    assert run.error == "Service reimagen-nameless-1 is refused: 403 services are forbidden"
-    assert ("jobs", "reimagen-nameless-1") in [(kind, name) for kind, name, _ in cluster.deleted]
+    assert run.error == "Service reimagen-nameless-1 is refused: 403 no services now"
+    assert ("jobs", "reimagen-nameless-1") in _deleted(cluster)
+
+
+def test_so_is_one_that_waits_and_one_that_is_cancelled_meanwhile(clustered: Clustered) -> None:
+    """The Job is made and its Service is not, first because the API server is busy."""
+    _, client, cluster = clustered
+    cluster.refused["services"] = 500
+    try:
+        for name in ("waiting", "dropped"):
+            client.start(PODS, name=name)
+            until(client, name, lambda run: "500" in run.status)
+        client.cancel("dropped")
+        until(client, "dropped", lambda run: ("jobs", "reimagen-dropped-1") in _deleted(cluster))
+        cluster.finish_deletion("jobs", "reimagen-dropped-1")
+        assert over(client, "dropped").state == "cancelled"
+        cluster.refused["services"] = 403
+        run = over(client, "waiting")
+    finally:
+        cluster.refused.clear()
+    assert (run.state, run.error) == ("failed", "Service reimagen-waiting-1 is refused: 403 no services now")
+    assert ("jobs", "reimagen-waiting-1") in _deleted(cluster)
+
+
+def _deleted(cluster: StandInKubernetesApi) -> list[tuple[str, str]]:
+    return [(kind, name) for kind, name, _ in cluster.deleted]
 
 
 def test_a_watch_goes_on_when_the_service_ends_orderly_and_comes_back(clustered: Clustered) -> None:

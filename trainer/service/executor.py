@@ -65,7 +65,11 @@ class Executor(Protocol):
         ...
 
     def observe(self, record: RunRecord) -> Observed:
-        """How an attempt does."""
+        """How an attempt does.
+
+        Raises:
+            ExecutorError: it cannot begin, and was told to end.
+        """
         ...
 
     def stop(self, record: RunRecord) -> bool:

@@ -76,7 +76,7 @@ class KubernetesApi:
         """A Job or TrainJob; None: there is none.
 
         Raises:
-            ExecutorError: we may not read it.
+            ExecutorAway: we may not read it.
         """
         try:
             if kind == "Job":

@@ -60,7 +60,8 @@ class KubernetesRuns:
                 return self._over(record, place, conditions[name], succeeded=name == _GOOD)
         if _at_work(job.get("status", {})):
             return Observed(phase=Phase.RUNNING, place=place)
-        self._make_findable(job, record)  # a service that ended in the middle of `launch` had not
+        if record.cancel_asked_s is None:  # one that is to end needs no name
+            self._make_findable(job, record)  # a service that ended in the middle of `launch` had not
         return Observed(phase=Phase.WAITING, place=place, status="no pod is ready")
 
     def stop(self, record: RunRecord) -> bool:

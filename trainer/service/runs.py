@@ -158,6 +158,8 @@ class Runs:
                     self._follow(record, executor)
                 except ExecutorAway as away:
                     self._change(record, status=str(away))
+                except ExecutorError as error:
+                    self._end(record, RunState.FAILED, error=str(error))
                 except Exception:  # the others are looked at all the same
                     log.exception("run not followed", extra={"run": record.name})
         for record in self._launchable(kind, executor.max_runs):
