@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,10 @@ def test_what_was_asked_is_known_to_the_next_service(folders: Folders) -> None:
 
 def test_a_run_without_a_name_gets_one_that_its_request_decides(folders: Folders) -> None:
     runs = opened(folders)
-    assert runs.start("", SPEC, REQUEST).name == "tiny-64-0f4c4b86"
-    assert runs.start("", SPEC, REQUEST).name == "tiny-64-0f4c4b86"
+    assert re.fullmatch("tiny-64-[0-9a-f]{8}", runs.start("", SPEC, REQUEST).name)
+    assert runs.start("", SPEC, REQUEST).name == runs.start("", SPEC, REQUEST.upper()).name
+    same_minute = [f"01932b8e-{part}-7000-8000-000000000001" for part in ("1c00", "9fff")]  # UUIDv7
+    assert len({runs.start("", SPEC, request_id).name for request_id in same_minute}) == 2
     assert runs.start("", SPEC, "").name != runs.start("", SPEC, "").name
 
 

@@ -6,6 +6,7 @@ end at any time: the next one reads the records and goes on.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 import threading
@@ -73,7 +74,7 @@ class Runs:
         known = self._known(request_id, digest)
         if known is not None:
             return known
-        name = name or f"{spec.preset}-{(uuid.UUID(request_id).hex if request_id else secrets.token_hex(4))[:8]}"
+        name = name or f"{spec.preset}-{_eight(request_id)}"
         spec = replace(spec, executor=spec.executor or self._default)
         check_spec(spec, self._folders)
         check_name(name)
@@ -333,6 +334,11 @@ def total_examples(spec: RunSpec) -> int:
     """Examples at which a run ends; 0: its preset is not known any more."""
     total = PRESETS[spec.preset].total_examples if spec.preset in PRESETS else 0
     return min(spec.examples or total, total)
+
+
+def _eight(request_id: str) -> str:
+    """Hex digits that a request decides, or chance. Of a hash: the first ones of a version 7 id are the time alone."""
+    return hashlib.sha256(request_id.encode()).hexdigest()[:8] if request_id else secrets.token_hex(4)
 
 
 def canonical(request_id: str) -> str:
