@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from common.service.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, ServiceError, Unavailable
 from trainer.service.executor import ExecutorAway, Observed, Phase
+from trainer.service.exports import EXPORT, Exports
 from trainer.service.local_runs import LocalRuns
 from trainer.service.metrics import RunMetrics
 from trainer.service.run_log import CHUNK_BYTES, LogTail, ProgressReader
@@ -259,6 +261,22 @@ def test_a_damaged_record_is_told_and_hides_no_other(folders: Folders) -> None:
             ask()
     with pytest.raises(NotFound):
         later.get("c")
+
+
+def test_the_copy_of_a_folder_does_not_speak_for_its_run(folders: Folders) -> None:
+    runs = opened(folders)
+    run = runs.start("a", SPEC, "")
+    (folders.run("a") / "state-1.safetensors").touch()
+    Exports(folders).start(run, "old", "")
+    for copied in ("a.bak", "b"):
+        shutil.copytree(folders.run("a"), folders.run(copied))
+    runs.cancel("a")
+    (folders.run("a") / FOLDER / EXPORT).unlink()
+    later = opened(folders)
+    assert [(run.name, run.state) for run in later.all()] == [("a", RunState.CANCELLED)]
+    with pytest.raises(DataLoss):
+        later.get("b")
+    assert Exports(folders).get("a") is None
 
 
 def test_a_run_that_cannot_be_written_down_is_not_started(folders: Folders) -> None:

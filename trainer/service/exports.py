@@ -18,7 +18,7 @@ from common.files import write_json
 from common.service.errors import FailedPrecondition, InvalidArgument, Unavailable
 from trainer.service.commands import export_command
 from trainer.service.local_process import Ending, LocalProcess
-from trainer.service.run_record import FOLDER, RunRecord
+from trainer.service.run_record import FOLDER, RunRecord, check_is_of
 from trainer.service.runs import canonical
 from trainer.service.spec_rules import Folders, inside
 
@@ -198,6 +198,7 @@ def _relative(path: str, root: Path) -> str:
 def _read(folder: Path) -> ExportRecord | None:
     try:
         written: Mapping[str, Any] = json.loads((folder / FOLDER / EXPORT).read_text())
+        check_is_of(folder, written["run"])
         return ExportRecord(**{**written, "command": tuple(written["command"]), "state": ExportState(written["state"])})
     except (FileNotFoundError, NotADirectoryError):
         return None

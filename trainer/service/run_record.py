@@ -75,17 +75,24 @@ def read_record(folder: Path) -> RunRecord | None:
     """What is kept in a run's folder; None: the service knows nothing about it.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, or that of another folder, of which this one is a copy.
     """
     path = folder / FOLDER / RECORD
     try:
         written: dict[str, Any] = json.loads(path.read_text())
+        check_is_of(folder, written["name"])
         spec, state = RunSpec.from_json(written["spec"]), RunState(written["state"])
         return RunRecord(**{**written, "spec": spec, "state": state})
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error!r}") from None
+
+
+def check_is_of(folder: Path, name: str) -> None:
+    """Raises ValueError where what is kept in a run's folder is not of that run: a copied folder would speak for it."""
+    if name != folder.name:
+        raise ValueError(f"it is of run {name!r}")
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
