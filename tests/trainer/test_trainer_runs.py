@@ -209,6 +209,17 @@ def test_an_executor_that_is_away_says_so_and_changes_nothing(folders: Folders) 
     assert runs.get("a").status == ""
 
 
+def test_a_run_whose_executor_is_configured_no_more_is_cancelled(folders: Folders) -> None:
+    executors = {kind: Obedient(folders) for kind in (ExecutorKind.LOCAL, ExecutorKind.KUBERNETES_JOB)}
+    before = Runs(folders, executors, default=ExecutorKind.LOCAL, cancel_grace_s=60.0)
+    before.start("a", replace(SPEC, executor=ExecutorKind.KUBERNETES_JOB), "")
+    runs = opened(folders)
+    told: list[ExecutorKind] = []
+    runs.on_change = told.append
+    assert runs.cancel("a").state == RunState.CANCELLED
+    assert told == [], "nobody listens for that kind"
+
+
 def test_one_that_cannot_be_looked_at_holds_no_other_up(folders: Folders) -> None:
     executor = Obedient(folders, max_runs=0)
     runs = opened(folders, executor)

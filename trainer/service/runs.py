@@ -135,7 +135,8 @@ class Runs:
             self._write(record)
             self._remember(record)
         log.info("run cancelled", extra={"run": name})
-        self.on_change(record.spec.executor or self._default)
+        if record.spec.executor in self._executors:  # else it is done by a service that has the executor again
+            self.on_change(record.spec.executor)
         return record
 
     def progress(self, record: RunRecord) -> Progress | None:
