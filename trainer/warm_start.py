@@ -70,7 +70,7 @@ def begin_from(state: RunState, preset: Preset, place: Path) -> WarmStart:
         place: a folder of published weights, of which the preset's stage is read; a run folder; or a state's file.
 
     Raises:
-        CheckpointError: there are none, they are damaged, or none fits.
+        CheckpointError: there are none, they are damaged, none fits, or they have seen all that the preset trains for.
     """
     origin = state.ranks.led(partial(_read, place, preset))
     shapes = {name: list(tensor.shape) for name, tensor in state.unet.state_dict().items()}
@@ -78,6 +78,11 @@ def begin_from(state: RunState, preset: Preset, place: Path) -> WarmStart:
     listing = WarmStart(**json.loads(state.ranks.told(json.dumps(told))))
     if not listing.loaded:
         raise CheckpointError(f"--start-from: no weight of {listing.origin} fits the preset {preset.name!r}")
+    if listing.examples >= preset.total_examples:
+        raise CheckpointError(
+            f"--start-from: {listing.origin} has seen {listing.examples} examples, and the run counts on from there: "
+            f"nothing is left of the {preset.total_examples} that {preset.name!r} trains for"
+        )
     weights = state.unet.state_dict()
     for name in listing.loaded:
         tensor = origin.tensors[name] if origin is not None else None

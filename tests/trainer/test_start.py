@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 def publish(folder: Path, row: Preset) -> None:
     state = new_state(row, CPU)
     weights = {name: tensor + 0.5 for name, tensor in state.unet.state_dict().items()}
-    publish_stage(folder, row.stage, row.unet, weights, {"step": 30, "examples": 640})
+    publish_stage(folder, row.stage, row.unet, weights, {"step": 30, "examples": 120})
 
 
 def test_a_new_run_starts_from_published_weights(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_a_new_run_starts_from_published_weights(prepared: Prepared, tiny: Prese
     source = NeighborSource(prepared=prepared, preset=tiny)
     trainer, _ = open_run(tiny, source, tmp_path / "run", CPU, start_from=tmp_path / "weights")
     fresh = new_state(tiny, CPU).unet.state_dict()
-    assert (trainer.state.step, trainer.state.examples) == (30, 640)
+    assert (trainer.state.step, trainer.state.examples) == (30, 120)
     for name, tensor in trainer.state.unet.state_dict().items():
         torch.testing.assert_close(tensor, fresh[name] + 0.5, atol=2e-3, rtol=2e-3)
         torch.testing.assert_close(trainer.state.average[name], tensor)
@@ -88,6 +89,16 @@ def test_weights_of_which_none_fits_are_refused(prepared: Prepared, tiny: Preset
     )
     with pytest.raises(CheckpointError, match="no weight of"):
         open_run(tiny, NeighborSource(prepared=prepared, preset=tiny), tmp_path / "run", CPU, start_from=tmp_path)
+
+
+def test_weights_that_have_seen_all_examples_are_refused(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
+    """A run that counts on from them would end before its first step."""
+    publish(tmp_path / "weights", tiny)
+    for total, refused in ((120, True), (121, False)):
+        row = replace(tiny, total_examples=total)
+        source = NeighborSource(prepared=prepared, preset=row)
+        with pytest.raises(CheckpointError, match="has seen 120 examples") if refused else nullcontext():
+            open_run(row, source, tmp_path / "run", CPU, start_from=tmp_path / "weights")
 
 
 def test_a_new_run_starts_from_another_runs_average(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
