@@ -202,6 +202,7 @@ class LogLines:
 def _train(trainer: Trainer, flags: argparse.Namespace) -> None:
     started, first = time.monotonic(), trainer.state.examples
     end = min(flags.examples or trainer.preset.total_examples, trainer.preset.total_examples)
+    trainer.stopping = first >= end  # a start whose examples are reached takes no step more
     silent = None if trainer.ranks.leads else True  # None: where there is no terminal
     with tqdm(desc=trainer.preset.name, total=end, initial=first, unit="ex", mininterval=2.0, disable=silent) as bar:
 

@@ -33,6 +33,8 @@ def test_fit_resume_and_publish(data: Path, tmp_path: Path) -> None:
     assert loaded.unet.config == preset("tiny-256").unet
     assert (loaded.trained["preset"], loaded.trained["step"], loaded.trained["examples"]) == ("tiny-256", 3, 12)
     assert set(loaded.trained["held_out_loss"]) >= {"full"}
+    assert fit(data, run, "--examples", "12") == 0
+    assert sorted(p.name for p in run.glob("state-*"))[-1] == "state-00000003.safetensors", "what is reached stays"
     described = json.loads((run / "run.json").read_text())
     assert described["preset"]["name"] == "tiny-256" and len(described["corpus_fingerprint"]) == 64
     published = ["publish", "--preset", "tiny-256", "--data", str(data), "--run", str(run)]
