@@ -135,8 +135,9 @@ class Runs:
             self._write(record)
             self._remember(record)
         log.info("run cancelled", extra={"run": name})
-        if record.spec.executor in self._executors:  # else it is done by a service that has the executor again
-            self.on_change(record.spec.executor)
+        kind = record.spec.executor or self._default
+        if kind in self._executors:  # else a service that has the executor again does what is left to do
+            self.on_change(kind)
         return record
 
     def progress(self, record: RunRecord) -> Progress | None:
