@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from prometheus_client import CollectorRegistry
+from reimagen.trainer.v1 import trainer_pb2 as pb
 
 from common.service.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, ServiceError, Unavailable
 from trainer.service.executor import ExecutorAway, Observed, Phase
@@ -22,6 +24,7 @@ from trainer.service.run_record import FOLDER, RECORD, RunRecord, RunState, read
 from trainer.service.run_spec import ExecutorKind, PodResources, RunSpec
 from trainer.service.runs import Runs
 from trainer.service.spec_rules import Folders
+from trainer.service.wire import MAX_DURATION_S, run_message, spec_of
 
 REQUEST, OTHER = "0f4c4b86-6e9b-4b39-9a0e-0b5f8e0c7a11", "8b7d3c1e-1111-4222-8333-944455566677"
 SPEC = RunSpec(preset="tiny-64", data="shapes")
@@ -218,6 +221,17 @@ def test_a_run_whose_executor_is_configured_no_more_is_cancelled(folders: Folder
     runs.on_change = told.append
     assert runs.cancel("a").state == RunState.CANCELLED
     assert told == [], "nobody listens for that kind"
+
+
+def test_every_time_that_is_taken_can_be_told(folders: Folders) -> None:
+    runs = opened(folders)
+    longest = Duration(seconds=MAX_DURATION_S)
+    run = runs.start("a", spec_of(pb.RunSpec(preset="tiny-64", data="shapes", limit=longest)), "")
+    told = run_message(run, progress=None, queue_position=0, export=None)
+    assert told.spec.limit == longest
+    for beyond in (Duration(seconds=MAX_DURATION_S, nanos=10**9), Duration(seconds=MAX_DURATION_S + 1)):
+        with pytest.raises(InvalidArgument, match=r"spec\.limit"):
+            spec_of(pb.RunSpec(preset="tiny-64", data="shapes", limit=beyond))
 
 
 def test_one_that_cannot_be_looked_at_holds_no_other_up(folders: Folders) -> None:

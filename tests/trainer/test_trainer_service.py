@@ -193,6 +193,7 @@ BAD = [
     ({"spec": {**SPEC, "start_from": "nowhere"}}, "spec.start_from", "holds no weights"),
     ({"spec": {**SPEC, "examples": 129}}, "spec.examples", "129 is more than the preset's 128"),
     ({"spec": {**SPEC, "limit": {"seconds": -1}}}, "spec.limit", "-1 s is not a positive time"),
+    ({"spec": {**SPEC, "limit": {"seconds": 2**63 - 1}}}, "spec.limit", "9.22337e+18 s is more than 315576000000 s"),
     ({"spec": {**SPEC, "evaluate_every": {}}}, "spec.evaluate_every", "0 s is not a positive time"),
     ({"spec": {**SPEC, "ranks": 5}}, "spec.ranks", "5 ranks x 1 parts are more than the 4 neighbor sets"),
     ({"spec": {**SPEC, "threads": 1025}}, "spec.threads", "1025 is more than 1024"),

@@ -15,6 +15,7 @@ from trainer.service.run_record import RunRecord, RunState
 from trainer.service.run_spec import ExecutorKind, PodResources, RunSpec
 from trainer.service.runs import total_examples
 
+MAX_DURATION_S = 315_576_000_000  # of google.protobuf.Duration: some 10,000 years
 _SAME = (
     "preset",
     "data",
@@ -33,7 +34,7 @@ def spec_of(message: pb.RunSpec) -> RunSpec:
     """What is to be trained.
 
     Raises:
-        InvalidArgument: an enum's value is none, or a time is not positive.
+        InvalidArgument: an enum's value is none, or a time is not positive or longer than a Duration can say.
     """
     pod = message.pod
     same: dict[str, Any] = {name: getattr(message, name) for name in _SAME}
@@ -147,6 +148,8 @@ def _seconds(message: pb.RunSpec, name: str) -> float:
     seconds = given.seconds + given.nanos / 1e9
     if seconds <= 0:
         raise InvalidArgument(f"spec.{name}", f"{seconds:g} s is not a positive time")
+    if seconds > MAX_DURATION_S:  # accepted, it could never be told again
+        raise InvalidArgument(f"spec.{name}", f"{seconds:g} s is more than {MAX_DURATION_S} s")
     return seconds
 
 
