@@ -189,6 +189,8 @@ BAD = [
     ({"spec": {**SPEC, "data": "nowhere"}}, "spec.data", "'nowhere' holds no prepared corpus"),
     ({"spec": {**SPEC, "data": ""}}, "spec.data", "is missing"),
     ({"spec": {**SPEC, "data": "../corpora/shapes"}}, "spec.data", "not a folder under the service's data folder"),
+    ({"spec": {**SPEC, "data": "a/" + "b" * 256}}, "spec.data", "is longer than the 255 bytes of a folder's name"),
+    ({"spec": {**SPEC, "start_from": "\u00e9" * 128}}, "spec.start_from", "is longer than the 255 bytes"),
     ({"spec": {**SPEC, "data": "/etc"}}, "spec.data", "'/etc' is not a folder under"),
     ({"spec": {**SPEC, "start_from": "nowhere"}}, "spec.start_from", "holds no weights"),
     ({"spec": {**SPEC, "examples": 129}}, "spec.examples", "129 is more than the preset's 128"),
@@ -363,7 +365,8 @@ def test_nothing_is_exported_before_a_state_is_saved(served: Served) -> None:
     with pytest.raises(TrainingFailed) as refused:
         client.export("empty", "models/none")
     assert (refused.value.code, refused.value.reason) == ("FAILED_PRECONDITION", "NOTHING_TO_EXPORT")
-    with pytest.raises(TrainingFailed) as refused:
-        client.export("empty", "../models")
-    assert [violation.field for violation in refused.value.violations] == ["weights"]
+    for weights in ("../models", "b" * 256):
+        with pytest.raises(TrainingFailed) as refused:
+            client.export("empty", weights)
+        assert [violation.field for violation in refused.value.violations] == ["weights"]
     client.cancel("empty")

@@ -13,6 +13,7 @@ from trainer.service.run_spec import ExecutorKind, PodResources, RunSpec
 MAX_NAME = 40
 MAX_RANKS, MAX_THREADS, MAX_PATH = 4096, 1024, 500
 MAX_PODS = 1000
+MAX_PART_BYTES = 255  # of a path: NAME_MAX of Linux file systems
 _NAME = re.compile(rf"[a-z]([a-z0-9-]{{0,{MAX_NAME - 2}}}[a-z0-9])?")
 _PREPARED, _MANIFEST = "prepared.json", "manifest.json"  # what makes a folder a prepared corpus, and weights
 
@@ -83,6 +84,9 @@ def inside(field: str, text: str, root: Path, what: str) -> Path:
         raise InvalidArgument(field, "is not the name of a folder" if text else "is missing")
     if path.is_absolute() or ".." in path.parts or str(path) == ".":
         raise InvalidArgument(field, f"{text!r} is not a folder under the service's {what} folder")
+    for part in path.parts:
+        if len(part.encode()) > MAX_PART_BYTES:
+            raise InvalidArgument(field, f"{part!r} is longer than the {MAX_PART_BYTES} bytes of a folder's name")
     return root / path
 
 
