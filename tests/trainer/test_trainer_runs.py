@@ -16,7 +16,7 @@ from reimagen.trainer.v1 import trainer_pb2 as pb
 
 from common.service.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, ServiceError, Unavailable
 from trainer.service.executor import ExecutorAway, Observed, Phase
-from trainer.service.exports import EXPORT, Exports
+from trainer.service.exports import EXPORT, Exports, ExportState
 from trainer.service.local_runs import LocalRuns
 from trainer.service.metrics import RunMetrics
 from trainer.service.run_log import CHUNK_BYTES, LogTail, ProgressReader
@@ -302,6 +302,26 @@ def test_the_copy_of_a_folder_does_not_speak_for_its_run(folders: Folders) -> No
     with pytest.raises(DataLoss):
         later.get("b")
     assert Exports(folders).get("a") is None
+
+
+def test_exports_that_requests_have_named_are_not_made_again(folders: Folders) -> None:
+    """Nor by the next service, nor where another has been made since, nor where a request has joined the first."""
+    run = opened(folders).start("a", SPEC, "")
+    (folders.run("a") / "state-1.safetensors").touch()
+    exports = Exports(folders)
+    first = exports.start(run, "old", REQUEST)
+    assert exports.start(run, "old", OTHER).token == first.token, "joined"
+    exports._change(first, state=ExportState.SUCCEEDED, status="old/unet_64.safetensors")
+    named = "11111111-1111-4111-8111-111111111111"
+    second = exports.start(run, "new", named)
+    for service in (exports, Exports(folders)):
+        for request_id in (REQUEST, OTHER):
+            again = service.start(run, "old", request_id)
+            assert (again.token, again.state) == (first.token, ExportState.SUCCEEDED)
+            with pytest.raises(InvalidArgument) as refused:
+                service.start(run, "new", request_id)
+            assert reason(refused) == "REQUEST_ID_REUSED"
+        assert service.start(run, "new", named) == service.get("a") == second
 
 
 def test_a_run_that_cannot_be_written_down_is_not_started(folders: Folders) -> None:

@@ -19,7 +19,7 @@ from common.service.errors import FailedPrecondition, InvalidArgument, Unavailab
 from trainer.service.commands import export_command
 from trainer.service.local_process import Ending, LocalProcess
 from trainer.service.run_record import FOLDER, RunRecord, check_is_of
-from trainer.service.runs import canonical
+from trainer.service.runs import MAX_REQUESTS, canonical
 from trainer.service.spec_rules import Folders, inside
 
 EXPORT, EXPORT_FOLDER = "export.json", "export"  # in the service's part of a run's folder
@@ -50,6 +50,8 @@ class ExportRecord:
     Attributes:
         command: what it runs.
         token: marks the processes that belong to it.
+        request_ids: of the requests that began or joined it.
+        earlier: exports of the run that were over before this one began and that requests have named, oldest first.
         queued_s, started_s, ended_s: since the epoch.
     """
 
@@ -57,9 +59,10 @@ class ExportRecord:
     weights: str
     command: tuple[str, ...]
     token: str
-    request_id: str
+    request_ids: tuple[str, ...]
     state: ExportState
     queued_s: float
+    earlier: tuple[ExportRecord, ...] = ()
     started_s: float | None = None
     ended_s: float | None = None
     done: int = 0
@@ -85,7 +88,7 @@ class Exports:
                 self._records[record.run] = record
 
     def start(self, run: RunRecord, weights: str, request_id: str) -> ExportRecord:
-        """Begin an export, or join the one that goes on.
+        """Begin an export, or join the one that goes on; a request that is known is given its own as it is.
 
         Raises:
             InvalidArgument, FailedPrecondition: as ExportRun in trainer.proto says.
@@ -95,17 +98,18 @@ class Exports:
         inside("weights", weights, self._folders.weights, "weights")
         with self._lock:
             before = self._records.get(run.name)
-            if before is not None and request_id and before.request_id == request_id:
-                if before.weights != weights:
+            known = _known(before, request_id)
+            if known is not None:
+                if known.weights != weights:
                     raise InvalidArgument(
                         "request_id",
                         f"{request_id} is the id of a request with other content",
                         reason="REQUEST_ID_REUSED",
                     )
-                return before
+                return known
             if before is not None and not before.state.is_over:
                 if before.weights == weights:
-                    return before
+                    return self._join(before, request_id)
                 raise FailedPrecondition(
                     f"run: {run.name!r} is being exported to {before.weights!r}", reason="EXPORT_UNDER_WAY"
                 )
@@ -116,18 +120,21 @@ class Exports:
                 weights=weights,
                 command=tuple(export_command(run.name, run.spec, weights, self._folders)),
                 token=uuid.uuid4().hex,
-                request_id=request_id,
+                request_ids=(request_id,) if request_id else (),
                 state=ExportState.QUEUED,
                 queued_s=time.time(),
+                earlier=_with_earlier(before),
             )
-            try:
-                self._write(record)
-            except OSError as error:
-                raise Unavailable(
-                    f"the export cannot be written down: {error.strerror}", reason="NOT_WRITTEN"
-                ) from None
+            self._write_asked(record)
         self.on_change()
         return record
+
+    def _join(self, record: ExportRecord, request_id: str) -> ExportRecord:
+        if not request_id:
+            return record
+        joined = replace(record, request_ids=(*record.request_ids, request_id)[-MAX_REQUESTS:])
+        self._write_asked(joined)
+        return joined
 
     def get(self, run: str) -> ExportRecord | None:
         """The newest export of a run."""
@@ -185,6 +192,12 @@ class Exports:
             if current.token == record.token and changed != current:
                 self._write(changed)
 
+    def _write_asked(self, record: ExportRecord) -> None:
+        try:
+            self._write(record)
+        except OSError as error:
+            raise Unavailable(f"the export cannot be written down: {error.strerror}", reason="NOT_WRITTEN") from None
+
     def _write(self, record: ExportRecord) -> None:
         write_json(self._folders.run(record.run) / FOLDER / EXPORT, asdict(record))
         self._records[record.run] = record
@@ -195,13 +208,39 @@ def _relative(path: str, root: Path) -> str:
     return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
 
 
+def _known(newest: ExportRecord | None, request_id: str) -> ExportRecord | None:
+    """The export that a request has begun or joined; None: there is none."""
+    if newest is None or not request_id:
+        return None
+    return next((record for record in (newest, *newest.earlier) if request_id in record.request_ids), None)
+
+
+def _with_earlier(record: ExportRecord | None) -> tuple[ExportRecord, ...]:
+    """What the export after this one keeps: those before it, and itself where a request has named it."""
+    if record is None:
+        return ()
+    return (*record.earlier, *((replace(record, earlier=()),) if record.request_ids else ()))[-MAX_REQUESTS:]
+
+
 def _read(folder: Path) -> ExportRecord | None:
     try:
         written: Mapping[str, Any] = json.loads((folder / FOLDER / EXPORT).read_text())
         check_is_of(folder, written["run"])
-        return ExportRecord(**{**written, "command": tuple(written["command"]), "state": ExportState(written["state"])})
+        return _record(written)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.error("export passed over: its record is damaged", extra={"run": folder.name, "error": repr(error)})
         return None
+
+
+def _record(written: Mapping[str, Any]) -> ExportRecord:
+    return ExportRecord(
+        **{
+            **written,
+            "command": tuple(written["command"]),
+            "request_ids": tuple(written["request_ids"]),
+            "state": ExportState(written["state"]),
+            "earlier": tuple(map(_record, written["earlier"])),
+        }
+    )
