@@ -136,8 +136,10 @@ def _publish(flags: argparse.Namespace) -> None:
     if not trainer.state.step:
         raise ValueError(f"--run: {flags.run} holds no readable state")
     print("[2/2] writing the averaged weights", flush=True)
-    average = average_of_length(flags.run, flags.average_length)[1] if flags.average_length is not None else None
-    print(publish(trainer, flags.weights, prepared.fingerprint, average=average))
+    step, average = None, None
+    if flags.average_length is not None:
+        step, average = average_of_length(flags.run, flags.average_length)
+    print(publish(trainer, flags.weights, prepared.fingerprint, average=average, step=step))
 
 
 def _open(flags: argparse.Namespace, row: Preset) -> tuple[Trainer, Prepared]:

@@ -16,6 +16,7 @@ from trainer.state import RunState, average_names
 from trainer.state_file import read_tensors, write_tensors
 
 SNAPSHOTS = 32  # of each length over a run
+SUM_TOLERANCE = 0.01  # by which the shares of stored averages may miss 1: the weights are scaled by their sum
 
 
 def snapshot_every(preset: Preset) -> int:
@@ -38,7 +39,7 @@ def average_of_length(folder: Path, length: float) -> tuple[int, dict[str, Tenso
     """The average of a relative length at the newest snapshot, put together from all of them; and its step.
 
     Raises:
-        CheckpointError: the run has stored too few averages, or one is damaged.
+        CheckpointError: the run has stored too few averages to make this one, or one is damaged.
         ValueError: no average is that short or long.
     """
     stored: dict[tuple[int, float], Path] = {}
@@ -49,8 +50,15 @@ def average_of_length(folder: Path, length: float) -> tuple[int, dict[str, Tenso
     if len(stored) < 2:
         raise CheckpointError(f"averages: {folder} has stored {len(stored)} averages, two are needed")
     step = max(t for t, _ in stored)
+    shares = combination(list(stored), step, length)
+    if abs(shares.sum() - 1.0) > SUM_TOLERANCE:
+        raise CheckpointError(
+            f"averages: those that {folder} has stored make none of length {length:g}, their shares sum to "
+            f"{shares.sum():.3f}: it reaches back before the first of them (step {min(t for t, _ in stored)}; "
+            f"a run that counts on from other weights has none of before), or they are too few"
+        )
     total: dict[str, Tensor] = {}
-    for weight, path in zip(combination(list(stored), step, length), stored.values(), strict=True):
+    for weight, path in zip(shares, stored.values(), strict=True):
         tensors, _ = read_tensors(path)
         for name, tensor in tensors.items():
             total[name] = total.get(name, torch.zeros_like(tensor, dtype=torch.float32)).add_(

@@ -87,6 +87,20 @@ def test_any_length_is_put_together_after_training(tiny: Preset, tmp_path: Path)
         assert (average[name] - expected).norm() < 0.03 * (bias - expected).norm(), length
 
 
+def test_an_average_that_reaches_back_before_the_stored_ones_is_refused(tiny: Preset, tmp_path: Path) -> None:
+    """As after a warm start at step 300: its shares would not sum to 1, and the weights would be scaled down."""
+    row = replace(tiny, ema="post-hoc", ema_decay=0.0, ema_lengths=(0.05, 0.1))
+    state = new_state(row, CPU)
+    for state.step in (310, 320):
+        save_snapshot(tmp_path, state, row)
+    with pytest.raises(CheckpointError, match=r"none of length 0.15, .* sum to 0\.8.* \(step 310"):
+        average_of_length(tmp_path, 0.15)
+    step, average = average_of_length(tmp_path, 0.1)  # one that was stored itself
+    assert step == 320
+    for name, tensor in state.average.items():
+        torch.testing.assert_close(average[name], tensor, atol=1e-3, rtol=1e-3)
+
+
 def test_too_few_stored_averages_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has stored 0 averages"):
         average_of_length(tmp_path, 0.1)

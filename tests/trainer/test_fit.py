@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.checkpoint import load_stage
 from common.stages import stage
 from trainer.batches import rng_of
 from trainer.dataset import RENDER_SIZE, Prepared
@@ -275,6 +276,9 @@ def test_a_new_run_may_start_from_published_weights(prepared: Prepared, tiny: Pr
     for step in range(3):
         first.learn(first.draw(step, step * tiny.batch))
     publish(first, tmp_path / "weights", prepared.fingerprint)
+    publish(first, tmp_path / "earlier", prepared.fingerprint, average=first.state.average, step=2)
+    card = load_stage(tmp_path / "earlier", 64).trained
+    assert (card["step"], card["examples"]) == (2, 2 * tiny.batch), "of the weights, not of the state"
     begun, _ = open_run(tiny, source, tmp_path / "second", CPU, tmp_path / "weights")
     assert (begun.state.step, begun.state.examples) == (3, 3 * tiny.batch)
     for name, tensor in begun.state.unet.state_dict().items():
