@@ -75,7 +75,7 @@ def _pairs(bases: KnowledgeBases, name: str, total: int, hold_out: bool, progres
 def _pair(stored: StoredPair, hold_out: bool) -> Pair:
     key = corpus_key(stored.pair_id)
     named = stored.entity or stored.pair_id
-    extra = {k: v for k, v in stored.attributes.items() if k != "held_out"}
+    extra = {k: v for k, v in stored.attributes.items() if k not in ("held_out", "pair_id")}
     return Pair(
         key=key,
         caption=stored.caption,

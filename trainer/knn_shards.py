@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from common.corpus import Pair
 from common.files import write_atomic
+from trainer.knn_corpus import corpus_key
 from trainer.knn_lookup import MAX_ASKED, METHODS, Answer
 
 _HEADER = "reimagen"
@@ -120,7 +121,8 @@ def id_hash(name: str) -> int:
 
 def retrieval_id(pair: Pair) -> str:
     """The id that the knowledge base has for a pair: its key, unless the corpus was made from a knowledge base."""
-    return str(pair.extra.get("pair_id", pair.key))
+    given = str(pair.extra.get("pair_id", ""))
+    return given if given and corpus_key(given) == pair.key else pair.key  # a corpus may call anything else pair_id
 
 
 def neighborhoods(pairs: Sequence[Pair], answers: Sequence[Answer], count: int) -> Neighborhoods:

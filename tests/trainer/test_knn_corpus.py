@@ -20,6 +20,7 @@ from tests.trainer.test_knn import silent, store
 from trainer.__main__ import main
 from trainer.dataset import open_prepared, prepare
 from trainer.knn_corpus import corpus_key, corpus_of_knowledge_base
+from trainer.knn_shards import retrieval_id
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,24 @@ def test_what_cannot_be_a_corpus_is_told(client: Client, tmp_path: Path, capsys:
     assert main([*command, "strangers"]) == 2
     assert "NOT_FOUND" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+
+
+def test_an_attribute_of_the_name_pair_id_is_no_id(client: Client, tmp_path: Path) -> None:
+    """It would be asked with, and be left out of its own neighbors, as another pair."""
+    client.bases.CreateKnowledgeBase(kb_pb.CreateKnowledgeBaseRequest(name="named"), timeout=20)
+    image = shape_pairs()[0].image
+    for pair_id in ("cat", "a/cat.svg"):
+        pair = kb_pb.NewPair(pair_id=pair_id, caption="a cat", image=image, attributes={"pair_id": "dog", "tone": "x"})
+        client.bases.UpsertPairs(kb_pb.UpsertPairsRequest(knowledge_base="named", pairs=[pair]), timeout=20)
+    with KnowledgeBases(client.address) as bases:
+        corpus_of_knowledge_base(bases, "named", tmp_path / "c", hold_out=False, progress=silent)
+    found = {retrieval_id(p): p.extra for p in iter_pairs(tmp_path / "c")}
+    assert found == {"cat": {"tone": "x"}, "a/cat.svg": {"tone": "x", "pair_id": "a/cat.svg"}}
+
+
+def test_a_corpus_may_call_anything_pair_id() -> None:
+    pair = replace(shape_pairs()[0], extra={"pair_id": "dog"})
+    assert retrieval_id(pair) == pair.key
 
 
 def test_keys() -> None:
