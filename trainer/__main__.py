@@ -131,10 +131,12 @@ def _fit_clip(flags: argparse.Namespace) -> None:
 def _publish(flags: argparse.Namespace) -> None:
     if not flags.weights:
         raise ValueError("--weights: is needed to publish")
+    if not any(flags.run.glob("state-*.safetensors")):  # opening it would make the folder
+        raise ValueError(f"--run: {flags.run} holds no state")
     print("[1/2] reading the run's newest state", flush=True)  # the service tells these lines as progress
     trainer, prepared = _open(flags, preset(flags.preset))
     if not trainer.state.step:
-        raise ValueError(f"--run: {flags.run} holds no readable state")
+        raise ValueError(f"--run: {flags.run} holds no state after a step")
     print("[2/2] writing the averaged weights", flush=True)
     step, average = None, None
     if flags.average_length is not None:

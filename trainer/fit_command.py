@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 import time
@@ -32,6 +33,19 @@ from trainer.sources import CropSource, NeighborSource, Source
 from trainer.tensorboard_log import TensorBoardLog
 from trainer.training_metrics import TrainingMetrics
 from trainer.watchdog import open_watchdog
+
+_LEAST = {
+    "seconds": 0,
+    "examples": 1,
+    "log_every": 0,
+    "evaluate_every": 0,
+    "save_every": 0,
+    "evaluate_every_steps": 0,
+    "save_every_steps": 0,
+    "threads": 1,
+    "loader_workers": 0,
+    "loader_ahead": 1,
+}  # of the flags that are numbers; infinity is never
 
 
 def add_fit_flags(command: argparse.ArgumentParser) -> None:
@@ -73,7 +87,12 @@ def add_fit_flags(command: argparse.ArgumentParser) -> None:
 
 
 def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) -> None:
-    """Train `row` as the flags say."""
+    """Train `row` as the flags say.
+
+    Raises:
+        ValueError: a flag is out of its range; the message names it.
+    """
+    _check_ranges(flags)
     with open_ranks(flags.parallel, environment) as (ranks, device), ExitStack() as stack:
         set_num_threads(flags.threads or max(1, (os.cpu_count() or 1) // int(environment.get("LOCAL_WORLD_SIZE", 1))))
         prepared = open_prepared(flags.data)
@@ -92,6 +111,15 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
             path = ranks.led(lambda: publish(trainer, flags.weights, prepared.fingerprint, average=average))
             if path is not None:
                 print(path)
+
+
+def _check_ranges(flags: argparse.Namespace) -> None:
+    for name, least in _LEAST.items():
+        value = getattr(flags, name)
+        if value is not None and not value >= least:  # so worded, a NaN is refused, too
+            raise ValueError(f"--{name.replace('_', '-')}: {value} is not {least} or more")
+    if not 0.0 < flags.hang_timeout < math.inf:
+        raise ValueError(f"--hang-timeout: {flags.hang_timeout} is not a positive time")
 
 
 def at_side(row: Preset, side: int) -> Preset:
@@ -216,9 +244,6 @@ def _train(trainer: Trainer, flags: argparse.Namespace) -> None:
 
 
 def _schedule(flags: argparse.Namespace) -> Schedule:
-    for name in ("evaluate_every_steps", "save_every_steps"):
-        if getattr(flags, name) < 0:
-            raise ValueError(f"--{name.replace('_', '-')}: {getattr(flags, name)} is negative")
     return Schedule(
         log_every_s=flags.log_every,
         evaluate_every_s=flags.evaluate_every,

@@ -67,6 +67,15 @@ def test_a_warm_start_is_listed_in_print_and_in_the_run(
         (("--metrics-address", "9400"), "--metrics-address: '9400'"),
         (("--save-every-steps", "-1"), "--save-every-steps: -1"),
         (("--loader-ahead", "0"), "--loader-ahead: 0"),
+        (("--loader-workers", "-1"), "--loader-workers: -1"),
+        (("--log-every", "nan"), "--log-every: nan"),
+        (("--save-every", "-1"), "--save-every: -1"),
+        (("--seconds", "nan"), "--seconds: nan"),
+        (("--examples", "-5"), "--examples: -5"),
+        (("--examples", "0"), "--examples: 0"),
+        (("--threads", "-1"), "--threads: -1"),
+        (("--hang-timeout", "nan"), "--hang-timeout: nan"),
+        (("--hang-timeout", "0"), "--hang-timeout: 0"),
         (("--parallel", "ddp"), "--parallel: ddp"),
         (("--start-from", "nowhere"), "--start-from: nowhere"),
     ],
@@ -146,4 +155,4 @@ def test_publishing_what_was_never_trained_is_refused(
     one_line(capsys, "--weights")
     assert main([*command, "--weights", str(tmp_path / "w")]) == 2
     one_line(capsys, str(tmp_path / "run"))
-    assert not (tmp_path / "w").exists()
+    assert not (tmp_path / "w").exists() and not (tmp_path / "run").exists()
