@@ -81,7 +81,7 @@ def served_version(model: Path) -> int | None:
 
 
 def configurations(repository: Path) -> dict[str, str]:
-    """The configuration of each model of a repository."""
+    """The configuration of each model of a repository; of one that is not there yet, none."""
     return {path.parent.name: path.read_text() for path in sorted(repository.glob(f"*/{CONFIG}"))}
 
 

@@ -109,7 +109,9 @@ def _release(
 
 def _versions(flags: Mapping[str, object]) -> None:
     settings = read_settings(VersionsCommand, prefix=PREFIX, environ=os.environ, flags=flags)
-    for model in configurations(settings.repository):
+    if not (known := configurations(settings.repository)):
+        raise ConfigError(f"--repository: {settings.repository} holds no model")
+    for model in known:
         for each in list_versions(settings.repository / model):
             trained = each.card.get("trained", {})
             said = ", ".join(f"{name} {trained[name]}" for name in ("preset", "step", "examples") if name in trained)

@@ -48,17 +48,17 @@ async def _load_everywhere(
     model: Path, before: str | None, clients: Sequence[TritonClient], admin_key: str, timeout_s: float
 ) -> None:
     version = served_version(model)
-    asked: list[TritonClient] = []
+    loaded: list[TritonClient] = []
     for client in clients:
-        asked.append(client)
         try:
             await client.load(model.name, admin_key=admin_key, timeout_s=timeout_s)
+            loaded.append(client)
         except LoadFailed as error:
             back = "no other version was served before"
             if before is not None and before != (model / CONFIG).read_text():
                 write_atomic(model / CONFIG, before)
-                lost = await _reload(model.name, asked, admin_key, timeout_s)
-                back = f"version {served_version(model)} is served again{lost}"
+                lost = await _reload(model.name, loaded, admin_key, timeout_s)
+                back = f"the repository says version {served_version(model)} again, which is what is served{lost}"
             raise RollOutFailed(f"{model.name} version {version}: {error}; {back}") from None
 
 

@@ -269,7 +269,10 @@ class TritonClient:
         try:
             await self._client.load_model(model, headers=headers, client_timeout=timeout_s)
         except InferenceServerException as error:
-            raise LoadFailed(f"Triton at {self.address}: {_first_line(str(error.message()))}") from None
+            said = _first_line(str(error.message()))
+            if ADMIN_HEADER in said:
+                said = "the admin key is missing, or is another's"
+            raise LoadFailed(f"Triton at {self.address}: {said}") from None
 
     async def close(self) -> None:
         """Close the connection; calls under way end."""

@@ -108,6 +108,9 @@ class RetrievalServicer(pb_grpc.RetrievalServiceServicer):
         return "shortfall" if response.shortfall_reason else "ok"
 
 
+NAMED = 8  # knowledge bases that an error names
+
+
 def choose(library: Library, name: str) -> KnowledgeBase:
     """The knowledge base of this name; the only one, where no name is given.
 
@@ -117,7 +120,8 @@ def choose(library: Library, name: str) -> KnowledgeBase:
     """
     names = library.names()
     if not name and len(names) != 1:
-        raise InvalidArgument("knowledge_base", f"is empty, and there are {len(names)} knowledge bases")
+        listed = ", ".join([*names[:NAMED], "…"] if len(names) > NAMED else names) or "there are none"
+        raise InvalidArgument("knowledge_base", f"names none of the {len(names)} that there are: {listed}")
     return library.get(name or names[0])
 
 

@@ -14,6 +14,7 @@ from deploy.local.tritonserver import TritonSettings, running_triton
 from deploy.local.up import StackSettings, down, status, up
 
 FIRST_PORT = 50051
+NUM_PORTS = 16  # at most, of the programs of a stack and their metrics
 
 
 def add_up_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def add_up_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     upping.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     upping.add_argument(
-        "--first-port", type=int, default=FIRST_PORT, metavar="N", help="the others follow (default: %(default)s)"
+        "--first-port", type=_port, default=FIRST_PORT, metavar="N", help="the others follow (default: %(default)s)"
     )
     upping.add_argument(
         "--clip", default="", metavar="MODEL", help="of retrieval, e.g. packaged: the first start embeds every picture"
@@ -55,6 +56,13 @@ def add_up_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--nice", type=int, default=0, metavar="N", help="how much it yields to other processes (default: %(default)s)"
     )
     serving.set_defaults(body=_serve_triton)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1024 <= port <= 65535 - NUM_PORTS:
+        raise argparse.ArgumentTypeError(f"{port} is not between 1024 and {65535 - NUM_PORTS}")
+    return port
 
 
 def _up(flags: argparse.Namespace) -> None:
