@@ -178,7 +178,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system on which two states fit, and no third."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=7000k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=11000k", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("mounting is not permitted here")
     yield disk
