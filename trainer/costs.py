@@ -22,8 +22,8 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from common.stages import stage
 from common.text import MAX_TOKENS
-from common.unet.layers import Attention, ResidualBlock, grid_places, grid_positions
 from common.unet.config import PLACEMENT_SIZE
+from common.unet.layers import Attention, ResidualBlock, grid_places, grid_positions
 from common.unet.unet import UNet
 from trainer.batches import Batch
 from trainer.distributed import Parallel, remember_less
