@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from common.unet.config import PLACEMENT_SIZE
 from trainer.batches import Batch
 from trainer.presets import Preset
 
@@ -90,5 +91,5 @@ def random_batch(row: Preset, groups: int, side: int, tokens: int) -> Batch:
         neighbor_mask=torch.ones(groups, count, dtype=torch.bool),
         keep_text=torch.ones(size, dtype=torch.bool),
         keep_neighbors=torch.ones(size, dtype=torch.bool),
-        placement=torch.zeros(size, 4),
+        placement=torch.zeros(size, PLACEMENT_SIZE),
     )
