@@ -80,8 +80,10 @@ def placement_loss(batch: Batch, condition: Condition) -> Tensor:
 
 
 def preference_loss(unet: UNet, batch: Batch, condition: Condition) -> Tensor:
-    """Cross entropy of naming, from the captions alone, the neighbor that lies nearest to the picture."""
+    """Cross entropy of naming, from the captions alone, the neighbor that lies nearest to the picture; 0 without neighbors."""
     assert unet.preference is not None
+    if not condition.neighbor_mask.shape[1]:
+        return batch.x0.new_zeros(())
     laid = over_ground(
         place_layers(condition.pictures, batch.placement, (batch.x0.shape[2], batch.x0.shape[3])),
         batch.placement[:, 4:] + 1.0,
