@@ -74,7 +74,7 @@ STAGES: tuple[StageSpec, ...] = (
         schedule="cosine",
         prediction="x0",
         neighbors=True,
-        steps=8,
+        steps=12,
         sampler="ddim",
         # Weights of one guide nowhere: more makes what is taken over from neighbors harsh, and adds no entity.
         guidance=Guidance(strategy="weighted", text_weight=1.0, neighbor_weight=1.0, eta=0.2),
