@@ -228,7 +228,7 @@ def _with_low_res(inputs: Any, pictures: np.ndarray) -> Any:
 @contextmanager
 def _triton(bench: Bench, folder: Path) -> Iterator[TritonServer]:
     export(ExportSettings(weights=bench.weights, repository=folder / "models", threads=bench.threads))
-    settings = TritonSettings(repository=folder / "models", log=folder / "triton.log", nice=10)  # as in `make up`
+    settings = TritonSettings(repository=folder / "models", log=folder / "triton.log")
     with running_triton(settings) as server:
         yield server
 

@@ -57,7 +57,7 @@ class TritonSettings:
         drain_s: seconds that live requests get once it is asked to end.
         grpc_port, metrics_port: 0: any free one.
         nice: how much it and its models yield to the other processes of the machine (`os.nice`): services that share the
-            cores with its networks answer at once, and lose no throughput by it.
+            cores with its networks answer sooner, and under overload their refusals take time from the networks.
     """
 
     repository: Path

@@ -181,7 +181,6 @@ def _service(name: str, ports: dict[str, int], settings: dict[str, object]) -> P
 def _triton(folder: Path, port: int) -> Program:
     flags = {"repository": folder / MODELS, "port": port, "metrics-port": port + 1}
     flags |= {"log": folder / LOGS / "tritonserver.log", "admin-key-file": folder / ADMIN_KEY}
-    flags["nice"] = 10  # refusals took 140 ms at the 99th percentile beside busy networks, and 9 ms so
     return Program(
         name="triton",
         command=[sys.executable, "-m", "deploy.local", "serve-triton", *(f"--{k}={v}" for k, v in flags.items())],

@@ -53,7 +53,11 @@ def add_up_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="file with the key by which models are loaded and unloaded; written with a new one where it is not there",
     )
     serving.add_argument(
-        "--nice", type=int, default=0, metavar="N", help="how much it yields to other processes (default: %(default)s)"
+        "--nice",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how much it yields to others: refusals come sooner, and less is drawn under overload (default: %(default)s)",
     )
     serving.set_defaults(body=_serve_triton)
 
