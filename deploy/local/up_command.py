@@ -57,7 +57,7 @@ def add_up_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="how much it yields to others: refusals come sooner, and less is drawn under overload (default: %(default)s)",
+        help="how much it yields to other processes: refusals come sooner then, and less is drawn (default: %(default)s)",
     )
     serving.set_defaults(body=_serve_triton)
 

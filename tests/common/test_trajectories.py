@@ -127,7 +127,9 @@ def test_the_loop_is_the_samplers_loop(unet: UNet, conditions: list[Condition]) 
         rows = {}
         for column in columns:
             text, neighbors = (torch.tensor([kept]) for kept in branches[column])
-            rows[column] = unet.denoise(x_t[None], torch.tensor([log_snr_t]), keep(condition, text, neighbors), bold=True)[0]
+            rows[column] = unet.denoise(
+                x_t[None], torch.tensor([log_snr_t]), keep(condition, text, neighbors), bold=True
+            )[0]
         return rows
 
     source = one.step_noise()
