@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from common.diffusion.guidance import Strategy
+from common.diffusion.guidance import Guidance, Strategy
 from common.diffusion.plan import Plan
 from common.service.errors import InvalidArgument
 from common.stages import STAGES, StageSpec
 from generator_svc.order import DEFAULT_STRENGTH, SIZES, Order, StageOverrides, StageReads
 from generator_svc.plain_text import field_and_reason
+
+GUIDING = 2.0  # weights of who asks for a way of guidance, or for what is not to be drawn, and not for weights
 
 
 def make_plans(order: Order, sizes: Sequence[int], reads: Mapping[int, StageReads]) -> tuple[Plan, ...]:
@@ -25,7 +27,7 @@ def make_plans(order: Order, sizes: Sequence[int], reads: Mapping[int, StageRead
     plans: list[Plan] = []
     for spec in (spec for spec in STAGES if spec.size in sizes):
         departures, field = overrides.get(spec.size, (StageOverrides(stage=spec.size), ""))
-        plan = _plan(spec, reads[spec.size], departures, field, has_neighbors)
+        plan = _plan(spec, reads[spec.size], departures, field, has_neighbors, bool(order.negative_prompt))
         plans.append(plan if plans else replace(plan, start_time=_start_time(order, spec.size)))
     return tuple(plans)
 
@@ -54,12 +56,21 @@ def _by_stage(order: Order, sizes: Sequence[int]) -> dict[int, tuple[StageOverri
     return found
 
 
-def _plan(spec: StageSpec, reads: StageReads, overrides: StageOverrides, field: str, has_neighbors: bool) -> Plan:
+def _plan(
+    spec: StageSpec,
+    reads: StageReads,
+    overrides: StageOverrides,
+    field: str,
+    has_neighbors: bool,
+    has_negative: bool,
+) -> Plan:
     plan = spec.plan(seed=0)
     guidance = plan.guidance
     if not has_neighbors and reads.neighbors:
         # Nothing tells a neighbor step from an unguided one here: plain guidance by text is the fair comparison.
         guidance = replace(guidance, strategy="joint")
+    if has_negative or overrides.guidance_strategy is not None or overrides.eta is not None:
+        guidance = _guiding(guidance)
     strategy = overrides.guidance_strategy or guidance.strategy
     _refuse_idle(overrides, field, reads, strategy, has_neighbors)
     changes: dict[str, Any] = {
@@ -77,6 +88,12 @@ def _plan(spec: StageSpec, reads: StageReads, overrides: StageOverrides, field: 
     except ValueError as error:
         name, reason = field_and_reason(error)
         raise InvalidArgument(f"{field}.{name.removeprefix('guidance.')}", reason) from None
+
+
+def _guiding(guidance: Guidance) -> Guidance:
+    """The guidance with weights that guide: what is asked for would change nothing under weights of one."""
+    text, neighbors = (max(weight, GUIDING) for weight in (guidance.text_weight, guidance.neighbor_weight))
+    return replace(guidance, text_weight=text, neighbor_weight=neighbors)
 
 
 def _refuse_idle(

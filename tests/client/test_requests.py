@@ -18,6 +18,9 @@ from client.generation_types import Image as Drawn
 from tests.client.test_client import QUICK, TWO, _is_same
 from tests.generator_svc.tiny_stack import Host
 
+# Weights that are random draw what they are guided to.
+GUIDED = replace(QUICK, stages=(replace(QUICK.stages[0], text_weight=2.0, neighbor_weight=6.0),))
+
 
 @pytest.fixture(scope="module")
 def client(generator_address: str) -> Iterator[Client]:
@@ -82,7 +85,7 @@ def test_references_come_first_and_are_needed_again(client: Client) -> None:
 def test_a_drawing_begins_with_a_picture(client: Client) -> None:
     orange = Drawn(picture=0, image=picture("orange")).array()
     kept, lost = (
-        client.generate(QUICK, start_from=StartFrom(image=picture("orange"), strength=strength)).images[0].array()
+        client.generate(GUIDED, start_from=StartFrom(image=picture("orange"), strength=strength)).images[0].array()
         for strength in (0.05, 0.95)
     )
     assert distance(kept, orange) < distance(lost, orange), "a small strength keeps the picture"
