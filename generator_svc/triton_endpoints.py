@@ -66,7 +66,7 @@ class Endpoint(Generic[T]):
     """One Triton, as far as one model goes.
 
     Attributes:
-        told: what the model said of itself at its last canary; None before the first.
+        told: what the model last said of itself, at a canary or with a picture; None before the first.
         is_in: whether it is chosen.
         suspicion: failures since the last success, see `_EJECTED_AT`.
         ejections: ejections, and canaries that failed since, without a request's success between them.

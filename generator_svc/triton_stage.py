@@ -164,6 +164,7 @@ class TritonSeat:
         async def attempt(endpoint: Endpoint[ModelCard], timeout_s: float | None) -> np.ndarray:
             drawn = await self._draw(endpoint, tensors, steps, timeout_s)
             assert drawn.pictures is not None and drawn.model is not None
+            endpoint.told = drawn.model  # one that is busy is asked for no card: its version may be a new one
             self.info = stage_info(drawn.model, self.info.endpoints)
             return drawn.pictures
 
