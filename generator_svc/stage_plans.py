@@ -13,7 +13,7 @@ from common.stages import STAGES, StageSpec
 from generator_svc.order import DEFAULT_STRENGTH, SIZES, Order, StageOverrides, StageReads
 from generator_svc.plain_text import field_and_reason
 
-GUIDING = 2.0  # weights of who asks for a way of guidance, or for what is not to be drawn, and not for weights
+GUIDING = 2.0  # least weight that is not said, of who asks for a way of guidance or for what is not to be drawn
 
 
 def make_plans(order: Order, sizes: Sequence[int], reads: Mapping[int, StageReads]) -> tuple[Plan, ...]:
