@@ -120,8 +120,9 @@ def test_asyncio_is_told_the_same(commanded: object, service: TrainerProcess) ->
                 await trainer.cancel("first")
             return events, listed, await trainer.get("first"), health, refused.value
 
-    events, listed, run, health, refused = asyncio.run(asked())
     with Client(trainer=service.address) as client:
+        list(client.trainer.watch("second"))  # to its end: while the commands' cancel is under way, it changes
+        events, listed, run, health, refused = asyncio.run(asked())
         assert list(client.trainer.watch("first")) == events
         assert list(client.trainer.list()) == listed and client.trainer.get("first") == run
         assert client.health() == health and health[0].is_serving
