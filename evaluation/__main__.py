@@ -1,4 +1,4 @@
-"""`python -m evaluation demo | clip`: measure weights on held-out entities of the demonstration corpus."""
+"""`python -m evaluation`: measure weights, systems and people's votes; `--help` lists the commands."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from client import ServiceFailed
 from common.checkpoint import CheckpointError
 from common.corpus import CorpusError
 from common.service.command import run_command
@@ -21,9 +22,12 @@ from deploy.local.working_copy import working_copy
 from evaluation.cascade import Cascade
 from evaluation.clip_recall import evaluate_clip, write_clip_results
 from evaluation.demo import Size, evaluate_demo, write_results
+from evaluation.entitydraw import command as entitydraw_command
 from evaluation.suite import demo_suite
 from retrieval_svc.clip import ClipEmbedder, packaged_clip
 from retrieval_svc.library import Library
+
+EXPECTED = (CheckpointError, CorpusError, ServiceError, ServiceFailed, ValueError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,10 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clip.add_argument("--model", default=packaged_clip(), help="folder or hub name; default: the packaged one")
     clip.add_argument("--threads", type=int, default=torch.get_num_threads())
     clip.set_defaults(body=_clip)
+    entitydraw_command.add_commands(commands)
     flags = parser.parse_args(arguments)
-    return run_command(
-        "evaluation", lambda: flags.body(flags), expected=(CheckpointError, CorpusError, ServiceError, ValueError)
-    )
+    return run_command("evaluation", lambda: flags.body(flags), expected=EXPECTED)
 
 
 def _demo(flags: argparse.Namespace) -> None:

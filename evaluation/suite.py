@@ -68,16 +68,21 @@ def demo_suite(corpus: Path, count: int, min_gallery: int = MIN_GALLERY) -> Suit
         ValueError: the corpus has fewer held-out pairs that qualify.
     """
     held_out = [pair for pair in iter_pairs(corpus) if pair.held_out]
-    gallery: dict[str, list[Pair]] = defaultdict(list)
-    for pair in held_out:
-        gallery[pair.facets["style"]].append(pair)
-    gallery = {style: pairs for style, pairs in sorted(gallery.items()) if len(pairs) >= min_gallery}
+    gallery = by_style(held_out, min_gallery)
     num_styles = Counter(pair.entity for pair in held_out)
     asked = [p for p in held_out if num_styles[p.entity] >= MIN_STYLES and p.facets["style"] in gallery]
     random.Random("demo suite").shuffle(asked)
     if len(asked) < count:
         raise ValueError(f"prompts: {count} asked for, the corpus has {len(asked)} held-out pairs that qualify")
     return Suite(prompts=[_prompt(pair) for pair in asked[:count]], gallery=gallery)
+
+
+def by_style(held_out: Sequence[Pair], min_gallery: int = MIN_GALLERY) -> dict[str, list[Pair]]:
+    """The held-out pairs of each style that has `min_gallery` of them: among few, any picture is found."""
+    gallery: dict[str, list[Pair]] = defaultdict(list)
+    for pair in held_out:
+        gallery[pair.facets["style"]].append(pair)
+    return {style: pairs for style, pairs in sorted(gallery.items()) if len(pairs) >= min_gallery}
 
 
 def _prompt(pair: Pair) -> Prompt:

@@ -71,7 +71,7 @@ class PictureRow:
         file: relative to RUN.
         sha256: of the file.
         neighbors: in the order in which the generator had them.
-        suite_references: files of the suite's own reference pictures of the entity, relative to RUN: what a rater compares with.
+        suite_references: files of the suite's own reference pictures of the entity, relative to RUN.
         seconds: of the call, by the number of its pictures; None where the row was made again from the picture.
     """
 
@@ -125,6 +125,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._kept: dict[str, str] | None = None  # names of the references' files by sha256
 
     @property
     def run_file(self) -> Path:
@@ -176,15 +177,22 @@ class RunFolder:
 
     def keep_reference(self, image: bytes, image_format: str) -> str:
         """Write a neighbor's or reference's file, once; gives its name in rows."""
-        path = self.path / "references" / f"{hashlib.sha256(image).hexdigest()}.{image_format}"
-        if not path.exists():
-            write_atomic(path, image)
-        return self.relative(path)
+        sha256 = hashlib.sha256(image).hexdigest()
+        if not (file := self.reference_by_sha256(sha256)):
+            file = f"references/{sha256}.{image_format}"
+            write_atomic(self.path / file, image)
+            self._kept_references()[sha256] = file
+        return file
 
     def reference_by_sha256(self, sha256: str) -> str:
         """Name in rows of a file that is kept; empty where none is."""
-        found = sorted((self.path / "references").glob(f"{sha256}.*")) if sha256 else []
-        return self.relative(found[0]) if found else ""
+        return self._kept_references().get(sha256, "")
+
+    def _kept_references(self) -> dict[str, str]:
+        if self._kept is None:
+            found = sorted((self.path / "references").glob("[0-9a-f]*.*"))
+            self._kept = {path.stem: self.relative(path) for path in found}
+        return self._kept
 
     def rows(self) -> list[PictureRow]:
         """The rows whose pictures are there; of two with one key the later. A line cut short by a kill is left out.

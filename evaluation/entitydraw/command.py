@@ -1,0 +1,102 @@
+"""`python -m evaluation entitydraw | demo-suite`: what these commands are told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from client import NO_RETRY, Client
+from common.corpus import iter_pairs
+from evaluation.entitydraw.demo_suite import make_demo_suite, write_demo_suite
+from evaluation.entitydraw.figures import run_figures, write_figures
+from evaluation.entitydraw.progress import Progress, make_progress
+from evaluation.entitydraw.results import RunFolder
+from evaluation.entitydraw.runner import PICTURES, RunSettings, run_suite
+from evaluation.entitydraw.scoring import Galleries, score_run
+from evaluation.entitydraw.suite_file import Suite, SuiteError, read_suite
+from evaluation.entitydraw.systems import BUILT_IN, read_systems
+from evaluation.suite import by_style
+
+SUITES = Path(__file__).parents[1] / "suites"
+SHIPPED = {"demo": "demo.json", "entitydrawbench": "entitydrawbench.yaml"}
+CORPUS = Path("build/demo/corpus")
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to a parser's subcommands."""
+    drawing = commands.add_parser("entitydraw", help="draw a suite with a running generator, and score it")
+    drawing.add_argument("--suite", required=True, help=f"{', '.join(SHIPPED)}, or a .json or .yaml file")
+    drawing.add_argument("--generator", required=True, metavar="HOST:PORT", help="or unix:PATH")
+    drawing.add_argument("--api-key-file", type=Path, help="holds the key that the generator asks for")
+    drawing.add_argument("--out", type=Path, required=True, metavar="RUN", help="a run that is there goes on")
+    drawing.add_argument(
+        "--system",
+        action="append",
+        metavar="SYSTEM",
+        help=f"{', '.join(BUILT_IN)}, or a .json or .yaml file of rows; may be repeated (default: retrieved and none)",
+    )
+    drawing.add_argument("--corpus", type=Path, default=CORPUS, help="of the suite's pairs (default: %(default)s)")
+    drawing.add_argument("--references", type=Path, metavar="FOLDER", help="CATEGORY/ENTITY/*.jpg: your own pictures")
+    drawing.add_argument("--prompts", type=int, default=0, metavar="N", help="the first by hash; 0: all")
+    drawing.add_argument("--pictures", type=int, default=PICTURES, metavar="N", help="a prompt (default: %(default)s)")
+    drawing.add_argument("--calls", type=int, default=2, metavar="N", help="at once (default: %(default)s)")
+    drawing.set_defaults(body=_entitydraw)
+    making = commands.add_parser("demo-suite", help="make evaluation/suites/demo.json from the demonstration corpus")
+    making.add_argument("--corpus", type=Path, default=CORPUS, help="default: %(default)s")
+    making.add_argument("--categories", type=Path, default=SUITES / "demo-categories.yaml")
+    making.add_argument("--out", type=Path, default=SUITES / SHIPPED["demo"])
+    making.set_defaults(body=_demo_suite)
+
+
+def load_suite(name: str, corpus: Path, references: Path | None = None) -> Suite:
+    """A shipped suite by its name, or a file.
+
+    Raises:
+        SuiteError: it is none, or is wrong.
+    """
+    path = SUITES / SHIPPED[name] if name in SHIPPED else Path(name)
+    if path.suffix not in (".json", ".yaml", ".yml"):
+        raise SuiteError(f"suite: {name!r} is none of {', '.join(SHIPPED)}, and no .json or .yaml file")
+    return read_suite(path, corpus if corpus.is_dir() else None, references)
+
+
+def galleries_of(suite: Suite, corpus: Path) -> Galleries:
+    """What the suite's pictures are compared with."""
+    has_targets = any(prompt.target for prompt in suite.prompts)
+    return Galleries(suite, by_style([pair for pair in iter_pairs(corpus) if pair.held_out]) if has_targets else {})
+
+
+def measure(folder: RunFolder, suite: Suite, galleries: Galleries, progress: Progress) -> dict[str, Any]:
+    """Score what is drawn, write `scores.jsonl` and `figures.json`, and give the figures."""
+    scores = score_run(folder, suite, galleries, progress)
+    figures = run_figures(folder.rows(), scores)
+    write_figures(folder, figures)
+    return figures
+
+
+def _entitydraw(flags: argparse.Namespace) -> None:
+    suite = load_suite(flags.suite, flags.corpus, flags.references)
+    systems = read_systems(flags.system or ["retrieved", "none"])
+    settings = RunSettings(prompts=flags.prompts, pictures=flags.pictures, calls=flags.calls, command=_command())
+    folder, progress = RunFolder(flags.out), make_progress()
+    key = flags.api_key_file.read_text().strip() if flags.api_key_file else ""
+    with Client(flags.generator, api_key=key, retry=NO_RETRY) as client:
+        run_suite(suite, systems, client, folder, settings, progress)
+    figures = measure(folder, suite, galleries_of(suite, flags.corpus), progress)
+    print(json.dumps({name: _short(found["all"]) for name, found in figures["systems"].items()}, indent=2))
+
+
+def _short(figures: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{f['estimate']:.3f} [{f['low']}, {f['high']}]" for name, f in figures.items()}
+
+
+def _command() -> str:
+    return "python -m evaluation " + " ".join(sys.argv[1:])
+
+
+def _demo_suite(flags: argparse.Namespace) -> None:
+    write_demo_suite(flags.out, make_demo_suite(flags.corpus, flags.categories))
+    print(flags.out)
