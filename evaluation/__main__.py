@@ -23,6 +23,7 @@ from evaluation.cascade import Cascade
 from evaluation.clip_recall import evaluate_clip, write_clip_results
 from evaluation.demo import Size, evaluate_demo, write_results
 from evaluation.entitydraw import command as entitydraw_command
+from evaluation.rating.command import add_rating
 from evaluation.suite import demo_suite
 from retrieval_svc.clip import ClipEmbedder, packaged_clip
 from retrieval_svc.library import Library
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clip.add_argument("--threads", type=int, default=torch.get_num_threads())
     clip.set_defaults(body=_clip)
     entitydraw_command.add_commands(commands)
+    add_rating(commands)
     flags = parser.parse_args(arguments)
     return run_command("evaluation", lambda: flags.body(flags), expected=EXPECTED)
 

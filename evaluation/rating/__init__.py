@@ -1,0 +1,1 @@
+"""People rate pictures in a browser, blind to the system that drew them; see README.md."""
