@@ -47,6 +47,7 @@ class Retrieved:
     Attributes:
         method: its name; METHOD_UNSPECIFIED where retrieval was not asked.
         degraded_reason: why it was asked in vain, and the order is drawn nevertheless.
+        failed_legs: names of its methods that could not answer, so that the other answered alone.
     """
 
     neighbors: tuple[Neighbor, ...] = ()
@@ -55,6 +56,7 @@ class Retrieved:
     shortfall_reason: str = ""
     method: str = "METHOD_UNSPECIFIED"
     degraded_reason: str = ""
+    failed_legs: tuple[str, ...] = ()
 
     @property
     def num_references(self) -> int:

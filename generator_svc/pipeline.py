@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +30,7 @@ from generator_svc.events import (
     StageStarted,
     StepDone,
 )
-from generator_svc.metrics import GeneratorMetrics
+from generator_svc.metrics import NO_NEIGHBORS, ONE_LEG, GeneratorMetrics, OrderClock
 from generator_svc.neighbor_source import NeighborSource
 from generator_svc.neighbors import Neighbor, Retrieved, draw_neighbors
 from generator_svc.order import CheckedOrder, Order, StageReads
@@ -107,12 +107,22 @@ class Pipeline:
         Raises:
             ServiceError: the order cannot be carried out, or not now; see generator.proto.
         """
+        with self._metrics.order(order.priority, call) as watch:
+            async with aclosing(self._drawn(order, call, watch)) as events:
+                async for event in events:
+                    if isinstance(event, StepDone) and event.preview_png:
+                        watch.previewed()
+                    yield event
+
+    async def _drawn(self, order: Order, call: Call, watch: OrderClock) -> AsyncGenerator[Event, None]:
         reads = {info.stage: _reads(info) for info in await self.models()}
         checked = check_recorded_order(order) if order.record_json else check_order(order, reads)
+        watch.resolution = checked.sizes[-1]
         clock, pictures = _Clock(), None
         async with AsyncExitStack() as held:
             held.enter_context(clock.time("total"))
             ticket = held.enter_context(self._admit(checked, call))
+            watch.alone_s = self._admission.times.alone_s(ticket.works)
             if has_waited := ticket.position > 0:
                 yield _accepted(checked, ticket)
                 with clock.time("wait"):
@@ -125,8 +135,10 @@ class Pipeline:
             with clock.time("retrieve"):
                 retrieved = await self._neighbors.find(checked, call)
             if retrieved.degraded_reason and checked.recorded is None:
-                self._metrics.degraded.inc()
+                self._metrics.degraded.labels(NO_NEIGHBORS).inc()
                 checked = without_retrieved(checked, reads)
+            if retrieved.failed_legs:
+                self._metrics.degraded.labels(ONE_LEG).inc()
             yield NeighborsFound(retrieved=retrieved)
             with clock.time("encode"):
                 texts, encoded = await self._encode(checked.order, retrieved, call)

@@ -114,6 +114,7 @@ class RetrievalClient:
             index_fingerprint=response.index_fingerprint,
             shortfall_reason=_shortfall(response, len(response.neighbors) - len(with_image)),
             method=pb.Method.Name(response.method),
+            failed_legs=tuple(pb.Method.Name(failed.leg) for failed in response.failed_legs),
         )
 
     async def get_pair(self, knowledge_base: str, pair_id: str, *, timeout_s: float) -> Neighbor:

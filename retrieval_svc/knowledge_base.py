@@ -147,9 +147,14 @@ class KnowledgeBase:
         return max(self._writer.generation, self._feed.generation) if self._feed else self._writer.generation
 
     @property
+    def seen(self) -> int:
+        """Version of the newest change that BM25 sees, at least; cheap."""
+        return self._feed.generation if self._feed else self._lexical.generation
+
+    @property
     def fingerprint(self) -> str:
         """Names the content that is seen now: equal fingerprints give equal answers."""
-        return _fingerprint(self.manifest, self.generation, self._seen)
+        return _fingerprint(self.manifest, self.generation, self.seen)
 
     @property
     def num_pairs(self) -> int:
@@ -169,7 +174,7 @@ class KnowledgeBase:
             gone: set[tuple[str, int]] = set()
             while True:
                 # Taken before the search begins: what is dropped from it is seen by every search that begins later.
-                recent, stored, seen = self._recent, self.generation, self._seen
+                recent, stored, seen = self._recent, self.generation, self.seen
                 manifest, vocabulary = self._writer.manifest, self._writer.vocabulary
                 result = self._searcher.search(
                     query, manifest=manifest, vocabulary=vocabulary, is_current=partial(_is_current, recent, gone)
@@ -249,13 +254,13 @@ class KnowledgeBase:
                 image_bytes=image_bytes,
                 disk_bytes=image_bytes + sum(num_bytes(self.folder / part) for part in (PAIRS, BM25)),
                 stored_generation=self.generation,
-                index_generation=self._seen,
+                index_generation=self.seen,
             )
 
     def catch_up(self) -> int:
         """Wait until BM25 sees all that is stored; gives the generation."""
         with self._in_flight:
-            return self._projection.catch_up() if self._projection else self._seen
+            return self._projection.catch_up() if self._projection else self.seen
 
     def build_if_due(self) -> None:
         """`optimize`, if enough has changed since that was done last."""
@@ -270,7 +275,7 @@ class KnowledgeBase:
         """
         with self._in_flight:
             begun = self._debt.begin()
-            reached = self._projection.catch_up() if self._projection else self._seen
+            reached = self._projection.catch_up() if self._projection else self.seen
             self.store.optimize()
             self._debt.end(begun)
             self.store.drop_tombstones(min(reached, time.time_ns() - TOMBSTONES_KEPT_NS))
@@ -300,13 +305,8 @@ class KnowledgeBase:
         if self._in_flight.close():
             self._resources.close()
 
-    @property
-    def _seen(self) -> int:
-        """Version of the newest change that BM25 sees, at least."""
-        return self._feed.generation if self._feed else self._lexical.generation
-
     def _written(self, versions: Mapping[str, int]) -> None:
-        seen = self._seen
+        seen = self.seen
         self._debt.add(len(versions))
         with self._noting:
             self._recent = {i: version for i, version in self._recent.items() if version > seen} | dict(versions)
@@ -319,7 +319,7 @@ class KnowledgeBase:
 
     def _forget_seen(self) -> None:
         """Another replica's clock may be behind ours: what we wrote must not hide what it writes for longer than it has to."""
-        seen = self._seen
+        seen = self.seen
         with self._noting:
             self._recent = {i: version for i, version in self._recent.items() if version > seen}
 

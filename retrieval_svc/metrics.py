@@ -21,11 +21,13 @@ LEGS: Mapping[Method, str] = {Method.BM25: "bm25", Method.CLIP: "vector", Method
 
 @dataclass(frozen=True, kw_only=True)
 class IndexFigures:
-    """What one knowledge base's index holds; `generation` is nanoseconds since 1970."""
+    """What one knowledge base's index holds; `generation`, of what is stored, and `seen`, of what BM25 sees of it, are
+    nanoseconds since 1970."""
 
     name: str
     documents: int
     generation: int
+    seen: int
 
 
 class RetrievalMetrics:
@@ -92,16 +94,24 @@ class _Indexes(Collector):
             "When the newest stored change was made.",
             labels=("index",),
         )
+        seen = GaugeMetricFamily(
+            "reimagen_retrieval_index_seen_timestamp_seconds",
+            "When the newest change was made that BM25 sees.",
+            labels=("index",),
+        )
         named = sorted(self._indexes(), key=lambda figures: figures.name)
         others = named[MAX_INDEXES:]
         for figures in named[:MAX_INDEXES]:
             documents.add_metric((figures.name,), figures.documents)
             timestamp.add_metric((figures.name,), figures.generation / 1e9)
+            seen.add_metric((figures.name,), figures.seen / 1e9)
         if others:
             documents.add_metric((OTHER,), sum(figures.documents for figures in others))
             timestamp.add_metric((OTHER,), max(figures.generation for figures in others) / 1e9)
+            seen.add_metric((OTHER,), min(figures.seen for figures in others) / 1e9)
         yield documents
         yield timestamp
+        yield seen
 
 
 def outcome_of(error: BaseException) -> str:

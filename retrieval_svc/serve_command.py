@@ -102,4 +102,7 @@ def _index_figures(library: Library) -> Iterator[IndexFigures]:
     for name in library.names():
         with suppress(ServiceError):  # deleted a moment ago
             knowledge_base = library.get(name)
-            yield IndexFigures(name=name, documents=knowledge_base.num_pairs, generation=knowledge_base.generation)
+            seen = knowledge_base.seen  # before what is stored: it never seems to see more than that
+            yield IndexFigures(
+                name=name, documents=knowledge_base.num_pairs, generation=knowledge_base.generation, seen=seen
+            )

@@ -227,7 +227,7 @@ def test_numbers_outside_an_enum_are_refused(generator: Service, message: pb.Gen
 @pytest.mark.parametrize("how", ["close", "deadline"])
 def test_a_caller_that_goes_away_stops_the_runtime(client: GeneratorClient, generator: Service, how: str) -> None:
     def num_steps() -> float:
-        return generator.figure("reimagen_generator_batch_trajectories_count", stage=64)
+        return generator.figure("reimagen_generator_step_batch_size_count", stage=64)
 
     def is_still() -> bool:
         before = num_steps()
@@ -267,8 +267,8 @@ def test_many_at_once_draw_what_one_alone_draws(client: GeneratorClient, generat
         crowded = list(pool.map(ask, requests))
     for lonely, shared in zip(alone, crowded, strict=True):
         assert np.abs(lonely - shared).max() <= 1, "more than a rounding apart"
-    steps = generator.figure("reimagen_generator_batch_trajectories_count", stage=64)
-    assert generator.figure("reimagen_generator_batch_trajectories_sum", stage=64) > steps, "nobody shared a batch"
+    steps = generator.figure("reimagen_generator_step_batch_size_count", stage=64)
+    assert generator.figure("reimagen_generator_step_batch_size_sum", stage=64) > steps, "nobody shared a batch"
 
 
 def test_too_much_at_once_is_refused_before_any_work(host: Host, make_generator: Callable[..., Service]) -> None:

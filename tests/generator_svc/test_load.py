@@ -224,7 +224,7 @@ def test_a_request_is_drawn_once_however_often_it_is_sent(serving: Callable[...,
 
 def test_a_joined_drawing_ends_with_its_last_caller(serving: Callable[..., Any]) -> None:
     def num_steps() -> float:
-        return service.figure("reimagen_generator_batch_trajectories_count", stage=64)
+        return service.figure("reimagen_generator_step_batch_size_count", stage=64)
 
     with serving() as (service, client):
         request = replace(LONG, request_id=str(uuid.uuid4()))

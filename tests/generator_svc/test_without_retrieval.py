@@ -15,7 +15,7 @@ from tests.generator_svc.asking import QUICK, draw, found, images, pixels, recor
 from tests.generator_svc.tiny_stack import Host, Service
 
 RED = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="9" height="16" fill="red"/></svg>'
-DEGRADED = "reimagen_generator_degraded_orders_total"
+DEGRADED = "reimagen_generator_degraded_total"
 
 
 def test_set_to_draw_it_draws_from_the_text_and_says_so(
@@ -24,9 +24,9 @@ def test_set_to_draw_it_draws_from_the_text_and_says_so(
     service = make_generator(retrieval_address=f"unix:{tmp_path}/nobody.sock", without_retrieval="draw")
     with host.running(service) as address, GeneratorClient(address) as alone:
         events = draw(alone, QUICK)
-        assert service.figure(DEGRADED) == 1
+        assert service.figure(DEGRADED, reason="no_neighbors") == 1
         assert draw(alone, replace(QUICK, without_neighbors=True))
-        assert service.figure(DEGRADED) == 1, "nobody asked for neighbors there"
+        assert service.figure(DEGRADED, reason="no_neighbors") == 1, "nobody asked for neighbors there"
     told = found(events)
     assert told.neighbors == () and told.method == "unspecified"
     assert "nobody.sock" in told.degraded_reason and "UNAVAILABLE" in told.degraded_reason
@@ -89,7 +89,7 @@ def test_what_retrieval_refuses_is_refused_whatever_is_set(host: Host, make_gene
             with pytest.raises(GenerationFailed) as caught:
                 draw(alone, replace(QUICK, **changes))
             assert caught.value.code == code
-    assert service.figure(DEGRADED) == 0
+    assert service.figure(DEGRADED, reason="no_neighbors") == 0
 
 
 def test_the_reason_is_kept_in_the_pictures_own_record(

@@ -92,7 +92,7 @@ async def opened(
             )
         )
         exports = await asyncio.to_thread(Exports, folders)
-        RunMetrics(runs, registry)
+        RunMetrics(runs, folders.run, registry)
         loops = {kind: _loop(runs, kind, settings) for kind in executors}
         exporting = Repeating("exports", exports.reconcile, pause_s=settings.poll_s)
         runs.on_change = lambda kind: loops[kind].wake()
