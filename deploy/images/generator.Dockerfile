@@ -1,0 +1,50 @@
+# reimagen/generator: prompts in, pictures out; the networks are drawn from in Tritons
+#
+# Built from the repository's root: make image-build IMAGE=generator (README.md beside this file says what it wants).
+ARG DEBIAN_DIGEST
+
+FROM docker.io/library/debian:bookworm-slim@${DEBIAN_DIGEST} AS build
+ARG DEBIAN_MIRROR=http://snapshot.debian.org/archive
+ARG DEBIAN_SNAPSHOT
+COPY deploy/images/debian-python.sh /build/
+RUN ["sh", "/build/debian-python.sh", "/image"]
+COPY deploy/images/python-packages.sh deploy/images/packages/stubs.lock deploy/images/packages/generator*.lock /build/
+RUN ["sh", "/build/python-packages.sh", "/build/stubs.lock", "/build/stubs"]
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu/torch/
+ARG LOCK=generator
+RUN sh /build/python-packages.sh "/build/${LOCK}.lock" /opt/reimagen
+COPY deploy/images/product.sh /build/
+COPY proto /build/proto
+COPY LICENSE NOTICE /srv/reimagen/
+COPY common /srv/reimagen/common
+COPY client /srv/reimagen/client
+COPY generator_svc /srv/reimagen/generator_svc
+RUN ["sh", "/build/product.sh", "/build/proto", "/srv/reimagen", "/opt/reimagen"]
+
+FROM scratch
+COPY --from=build /image /
+COPY --from=build /opt/reimagen /opt/reimagen
+COPY --from=build /srv/reimagen /srv/reimagen
+ARG DEBIAN_DIGEST
+ARG VERSION=unknown
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="reimagen/generator" \
+      org.opencontainers.image.description="prompts in, pictures out; the networks are drawn from in Tritons" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.base.name="docker.io/library/debian:bookworm-slim" \
+      org.opencontainers.image.base.digest="${DEBIAN_DIGEST}"
+ENV PATH=/opt/reimagen/bin \
+    HOME=/tmp \
+    LANG=C.UTF-8 \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    REIMAGEN_GENERATOR_REVISION=${REVISION}
+WORKDIR /srv/reimagen
+USER 10001:10001
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["python", "-m", "generator_svc"]
+CMD ["serve"]
