@@ -19,11 +19,13 @@ from common.service.command import run_command
 from common.service.errors import ServiceError
 from deploy.local.knowledge_base import NAME
 from deploy.local.working_copy import working_copy
+from evaluation.ablations import command as ablation_command
 from evaluation.cascade import Cascade
 from evaluation.clip_recall import evaluate_clip, write_clip_results
 from evaluation.demo import Size, evaluate_demo, write_results
 from evaluation.entitydraw import command as entitydraw_command
 from evaluation.rating.command import add_rating
+from evaluation.report import command as report_command
 from evaluation.suite import demo_suite
 from retrieval_svc.clip import ClipEmbedder, packaged_clip
 from retrieval_svc.library import Library
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clip.add_argument("--threads", type=int, default=torch.get_num_threads())
     clip.set_defaults(body=_clip)
     entitydraw_command.add_commands(commands)
+    ablation_command.add_commands(commands)
+    report_command.add_commands(commands)
     add_rating(commands)
     flags = parser.parse_args(arguments)
     return run_command("evaluation", lambda: flags.body(flags), expected=EXPECTED)

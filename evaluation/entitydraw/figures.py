@@ -29,6 +29,8 @@ FIGURES: dict[str, str] = {
     "corner": "the entity lies in the corner that the prompt names",
     "text": "all of these that the prompt names",
     "other_r1": "a picture is nearest to the second entity, of systems that have one",
+    "entity_likeness": "likeness to the picture that is asked for, at most 1",
+    "neighbors_right": "share of the retrieved neighbors that are of the entity",
 }
 """Every figure by its name, in the order in which they are shown."""
 COMPARED = ("entity_r1", "entity_mrr", "text")
@@ -49,6 +51,8 @@ VALUES: dict[str, Value] = {
     "corner": lambda scores: scores.get("corner"),
     "text": _text,
     "other_r1": lambda scores: scores.get("other_r1"),
+    "entity_likeness": lambda scores: scores.get("entity_likeness"),
+    "neighbors_right": lambda scores: scores.get("neighbors_right"),
 }
 
 
@@ -107,8 +111,14 @@ def compare_systems(first: Sequence[ScoreRow], second: Sequence[ScoreRow]) -> di
     return found
 
 
-def run_figures(rows: Sequence[PictureRow], scores: Sequence[ScoreRow]) -> dict[str, Any]:
-    """All figures of a run, by system, and the comparisons of its systems."""
+def run_figures(
+    rows: Sequence[PictureRow], scores: Sequence[ScoreRow], pairs: Sequence[tuple[str, str]] | None = None
+) -> dict[str, Any]:
+    """All figures of a run, by system, and the comparisons of its systems.
+
+    Args:
+        pairs: which systems are compared, by name; None: each with each.
+    """
     by_system: dict[str, list[ScoreRow]] = defaultdict(list)
     for score in scores:
         by_system[score.system].append(score)
@@ -130,7 +140,7 @@ def run_figures(rows: Sequence[PictureRow], scores: Sequence[ScoreRow]) -> dict[
         },
         "comparisons": [
             {"first": first, "second": second, **compare_systems(by_system[first], by_system[second])}
-            for first, second in combinations(sorted(by_system), 2)
+            for first, second in (combinations(sorted(by_system), 2) if pairs is None else pairs)
         ],
     }
 

@@ -147,6 +147,11 @@ class RunFolder:
         """What the scores say together."""
         return self.path / "figures.json"
 
+    @staticmethod
+    def digest(sha256s: Iterable[str]) -> str:
+        """One sha256 that names many files."""
+        return hashlib.sha256("\n".join(sha256s).encode()).hexdigest()
+
     def read_run(self) -> dict[str, Any]:
         """What `run.json` says.
 

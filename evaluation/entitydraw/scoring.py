@@ -27,9 +27,6 @@ from evaluation.entitydraw.suite_file import Suite, SuiteEntity, SuitePrompt
 from evaluation.features import SIDE, background_color, entity_features, quarter_of
 
 Scores = dict[str, float | None]
-ENTITY = ("entity_r1", "entity_r5", "entity_rr", "entity_likeness")
-OTHER = ("other_r1", "other_rr")
-TEXT = ("background", "corner")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +77,19 @@ def score_picture(pixels: np.ndarray, row: PictureRow, gallery: Gallery) -> Scor
         "entity_r5": _share(place, 5),
         "entity_rr": 1.0 / place if place else None,
         "entity_likeness": likeness.get(row.entity),
+        "neighbors_right": _neighbors_right(row),
         "background": float(background_color(pixels) == scene.color) if scene and scene.color else None,
         "corner": float(quarter_of(pixels) == scene.corner) if scene and scene.corner else None,
     }
     if row.other:
         scores |= {"other_r1": _share(others, 1), "other_rr": 1.0 / others if others else None}
     return scores
+
+
+def _neighbors_right(row: PictureRow) -> float | None:
+    """Of what was looked up alone: a reference says no entity."""
+    found = [neighbor for neighbor in row.neighbors if not neighbor.is_reference]
+    return sum(neighbor.entity == row.entity for neighbor in found) / len(found) if found else None
 
 
 def _share(place: int | None, cutoff: int) -> float | None:

@@ -1,0 +1,46 @@
+"""`python -m evaluation ablation NAME ...`: what the command is told."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from client import NO_RETRY, Client
+from evaluation.ablations.experiment import Places, run_ablation
+from evaluation.ablations.rows import ABLATIONS, ablation
+from evaluation.entitydraw.command import CORPUS, galleries_of, load_suite
+from evaluation.entitydraw.progress import make_progress
+
+OUT = Path("evaluation/results/ablations")
+RUNS = Path("runs/ablations")
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to a parser's subcommands."""
+    names = [row.name for row in ABLATIONS]
+    running = commands.add_parser("ablation", help="draw, score and plot ablations on the demonstration suite")
+    running.add_argument("names", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(names)}")
+    running.add_argument(
+        "--generator",
+        metavar="HOST:PORT",
+        help="draws what lacks; without one, what was drawn is scored and plotted anew",
+    )
+    running.add_argument("--corpus", type=Path, default=CORPUS, help="default: %(default)s")
+    running.add_argument("--runs", type=Path, default=RUNS, help="where pictures are kept (default: %(default)s)")
+    running.add_argument("--out", type=Path, default=OUT, help="data, plots and sheets (default: %(default)s)")
+    running.add_argument("--calls", type=int, default=2, metavar="N", help="at once (default: %(default)s)")
+    running.set_defaults(body=_ablation)
+
+
+def _ablation(flags: argparse.Namespace) -> None:
+    rows = ABLATIONS if flags.names == ["all"] else tuple(ablation(name) for name in flags.names)
+    suite = load_suite("demo", flags.corpus)
+    galleries = galleries_of(suite, flags.corpus)
+    places, progress = Places(runs=flags.runs, out=flags.out), make_progress()
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(flags.generator, retry=NO_RETRY)) if flags.generator else None
+        for row in rows:
+            run_ablation(row, suite, galleries, client, places, flags.calls, progress)
+            print(flags.out / f"{row.name}.json")

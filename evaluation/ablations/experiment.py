@@ -1,0 +1,125 @@
+"""Draws an ablation, or goes on with it, and writes what came of it: NAME.json, NAME.png, NAME-sheet.png."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client import Client
+from common.files import write_atomic, write_json
+from common.images import contact_sheet, encode_png, over_color, rasterize
+from common.scenes import WHITE, Scene
+from evaluation.ablations.plots import draw_plot
+from evaluation.ablations.rows import Ablation
+from evaluation.entitydraw.figures import run_figures
+from evaluation.entitydraw.progress import Progress
+from evaluation.entitydraw.results import PictureRow, RunFolder
+from evaluation.entitydraw.runner import RunSettings, run_suite
+from evaluation.entitydraw.scoring import Galleries, read_picture, scene_of, score_run
+from evaluation.entitydraw.suite_file import Suite, SuitePrompt
+from evaluation.features import SIDE
+from evaluation.suite import draw
+
+SHEET_PROMPTS = 8
+SHEET_NEIGHBORS = 2
+SHEET_CELL = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where pictures are kept, and where the data, the plot and the sheet go."""
+
+    runs: Path
+    out: Path
+
+    def run(self, row: Ablation) -> RunFolder:
+        """The run of an ablation."""
+        return RunFolder(self.runs / (row.run or row.name))
+
+
+def run_ablation(
+    row: Ablation,
+    suite: Suite,
+    galleries: Galleries,
+    client: Client | None,
+    places: Places,
+    calls: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Draw what lacks (nothing where there is no client), score, and write; gives the data.
+
+    Raises:
+        RunError: there is no such run, or it is of another suite or of other weights.
+        GenerationFailed: the generator refused or failed.
+    """
+    folder = places.run(row)
+    if client is not None:
+        command = f"python -m evaluation ablation {row.name} --generator HOST:PORT"
+        settings = RunSettings(prompts=row.prompts, pictures=row.pictures, calls=calls, command=command)
+        run_suite(suite, row.systems, client, folder, settings, progress)
+    names = {system.name for system in row.systems}
+    scores = [score for score in score_run(folder, suite, galleries, progress) if score.system in names]
+    rows = [each for each in folder.rows() if each.system in names]
+    figures = run_figures(rows, scores, [pair for pair in row.compared if set(pair) <= {s.system for s in scores}])
+    written = {
+        "name": row.name,
+        "question": row.question,
+        "axis": row.axis,
+        "points": [{"system": point.system.to_json(), "x": point.x, "series": point.series} for point in row.points],
+        "run": folder.read_run(),
+        "pictures_sha256": _digest(rows),
+        **figures,
+    }
+    write_json(places.out / f"{row.name}.json", written)
+    write_atomic(places.out / f"{row.name}.png", draw_plot(row, figures["systems"]))
+    write_atomic(places.out / f"{row.name}-sheet.png", encode_png(draw_sheet(row, suite, folder, rows)))
+    return written
+
+
+def _digest(rows: Sequence[PictureRow]) -> dict[str, str]:
+    """sha256 over the sha256s of each system's pictures, in the order of their keys: names all of them."""
+    return {
+        system: RunFolder.digest(row.sha256 for row in sorted(rows, key=lambda r: r.key) if row.system == system)
+        for system in sorted({row.system for row in rows})
+    }
+
+
+def draw_sheet(row: Ablation, suite: Suite, folder: RunFolder, rows: Sequence[PictureRow]) -> np.ndarray:
+    """The first prompts, a line each: neighbors of the first system that has some, the first picture of every system, and
+    what was asked for."""
+    by_key: dict[tuple[str, str], PictureRow] = {}
+    for each in sorted(rows, key=lambda r: r.key):
+        by_key.setdefault((each.system, each.prompt_id), each)
+    lines: list[list[np.ndarray]] = []
+    labels: list[str] = []
+    for prompt in suite.part(row.prompts)[:SHEET_PROMPTS]:
+        found = [by_key.get((system.name, prompt.id)) for system in row.systems]
+        shaped = next((each for each in found if each and each.neighbors), None)
+        pictures = [_blank() if each is None else read_picture(folder, each) for each in found]
+        lines.append([*neighbor_pictures(folder, shaped), *pictures, true_picture(prompt)])
+        labels.append(prompt.text)
+    header = ["neighbors", "", *(system.name for system in row.systems), "asked for"]
+    labels = [f"{' | '.join(name for name in header if name)}:   {labels[0]}", *labels[1:]] if labels else labels
+    return contact_sheet(lines, labels, cell=SHEET_CELL)
+
+
+def neighbor_pictures(folder: RunFolder, row: PictureRow | None) -> list[np.ndarray]:
+    """The first neighbors of a picture on white, uint8 [64, 64, 3]; blanks where there are fewer."""
+    shown: list[np.ndarray] = []
+    for neighbor in row.neighbors[:SHEET_NEIGHBORS] if row else ():
+        path = folder.path / neighbor.file
+        shown.append(over_color(rasterize(path.read_bytes(), path.suffix[1:], SIDE), WHITE))
+    return shown + [_blank()] * (SHEET_NEIGHBORS - len(shown))
+
+
+def true_picture(prompt: SuitePrompt) -> np.ndarray:
+    """What a prompt asks for, uint8 [64, 64, 3]; blank where the suite does not say."""
+    return draw(prompt.target, scene_of(prompt.text) or Scene(), SIDE) if prompt.target else _blank()
+
+
+def _blank() -> np.ndarray:
+    return np.full((SIDE, SIDE, 3), 235, np.uint8)
