@@ -17,6 +17,7 @@ from common.checkpoint import CheckpointError
 from common.corpus import CorpusError
 from common.service.command import run_command
 from common.service.errors import ServiceError
+from deploy.local.children import ChildFailed
 from deploy.local.knowledge_base import NAME
 from deploy.local.working_copy import working_copy
 from evaluation.ablations import command as ablation_command
@@ -28,9 +29,10 @@ from evaluation.rating.command import add_rating
 from evaluation.report import command as report_command
 from evaluation.suite import demo_suite
 from retrieval_svc.clip import ClipEmbedder, packaged_clip
+from retrieval_svc.folder_lock import FolderInUse
 from retrieval_svc.library import Library
 
-EXPECTED = (CheckpointError, CorpusError, ServiceError, ServiceFailed, ValueError)
+EXPECTED = (CheckpointError, ChildFailed, CorpusError, FolderInUse, ServiceError, ServiceFailed, ValueError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

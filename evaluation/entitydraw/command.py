@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from client import NO_RETRY, Client
 from common.corpus import iter_pairs
+from deploy.local.stack import GeneratorFlags, running_stack
 from evaluation.entitydraw.demo_suite import make_demo_suite, write_demo_suite
 from evaluation.entitydraw.figures import run_figures, write_figures
 from evaluation.entitydraw.progress import Progress, make_progress
@@ -23,13 +26,16 @@ from evaluation.suite import by_style
 SUITES = Path(__file__).parents[1] / "suites"
 SHIPPED = {"demo": "demo.json", "entitydrawbench": "entitydrawbench.yaml"}
 CORPUS = Path("build/demo/corpus")
+LIBRARY = Path("build/demo/knowledge-bases")
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands to a parser's subcommands."""
     drawing = commands.add_parser("entitydraw", help="draw a suite with a running generator, and score it")
     drawing.add_argument("--suite", required=True, help=f"{', '.join(SHIPPED)}, or a .json or .yaml file")
-    drawing.add_argument("--generator", required=True, metavar="HOST:PORT", help="or unix:PATH")
+    drawing.add_argument(
+        "--generator", metavar="HOST:PORT", help="or unix:PATH; without one, the services are started for the command"
+    )
     drawing.add_argument("--api-key-file", type=Path, help="holds the key that the generator asks for")
     drawing.add_argument("--out", type=Path, required=True, metavar="RUN", help="a run that is there goes on")
     drawing.add_argument(
@@ -38,6 +44,8 @@ def add_commands(commands: Any) -> None:
         metavar="SYSTEM",
         help=f"{', '.join(BUILT_IN)}, or a .json or .yaml file of rows; may be repeated (default: retrieved and none)",
     )
+    drawing.add_argument("--weights", type=Path, default=Path("weights"), help="of services that are started")
+    drawing.add_argument("--library", type=Path, default=LIBRARY, help="of the same (default: %(default)s)")
     drawing.add_argument("--corpus", type=Path, default=CORPUS, help="of the suite's pairs (default: %(default)s)")
     drawing.add_argument("--references", type=Path, metavar="FOLDER", help="CATEGORY/ENTITY/*.jpg: your own pictures")
     drawing.add_argument("--prompts", type=int, default=0, metavar="N", help="the first by hash; 0: all")
@@ -83,10 +91,21 @@ def _entitydraw(flags: argparse.Namespace) -> None:
     settings = RunSettings(prompts=flags.prompts, pictures=flags.pictures, calls=flags.calls, command=_command())
     folder, progress = RunFolder(flags.out), make_progress()
     key = flags.api_key_file.read_text().strip() if flags.api_key_file else ""
-    with Client(flags.generator, api_key=key, retry=NO_RETRY) as client:
+    with _generator(flags) as address, Client(address, api_key=key, retry=NO_RETRY) as client:
         run_suite(suite, systems, client, folder, settings, progress)
     figures = measure(folder, suite, galleries_of(suite, flags.corpus), progress)
     print(json.dumps({name: _short(found["all"]) for name, found in figures["systems"].items()}, indent=2))
+
+
+@contextmanager
+def _generator(flags: argparse.Namespace) -> Iterator[str]:
+    """The address of the generator that is named, or of one that runs as long as the block."""
+    if flags.generator:
+        yield flags.generator
+        return
+    weights = GeneratorFlags(weights=flags.weights, device="cpu", threads=0)
+    with running_stack(flags.library, weights, flags.library.parent / "logs") as stack:
+        yield stack.address
 
 
 def _short(figures: dict[str, Any]) -> dict[str, str]:

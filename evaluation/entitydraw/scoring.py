@@ -27,6 +27,8 @@ from evaluation.entitydraw.suite_file import Suite, SuiteEntity, SuitePrompt
 from evaluation.features import SIDE, background_color, entity_features, quarter_of
 
 Scores = dict[str, float | None]
+SCORES = {"entity_r1", "entity_r5", "entity_rr", "entity_likeness", "neighbors_right", "background", "corner"}
+"""What is measured of every picture; rows that lack one are measured again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +182,7 @@ def score_run(folder: RunFolder, suite: Suite, galleries: Galleries, progress: P
     for row in rows:
         if row.prompt_id not in prompts:
             raise RunError(f"run: {folder.rows_file}: prompt_id {row.prompt_id!r} is not of the suite {suite.name!r}")
-    done = {score.key: score for score in folder.scores()}
+    done = {score.key: score for score in folder.scores() if SCORES <= set(score.scores)}
     scored = [done[row.key] for row in rows if row.key in done and done[row.key].sha256 == row.sha256]
     fresh = {score.key for score in scored}
     todo = sorted((r for r in rows if r.key not in fresh), key=lambda r: (galleries.key(prompts[r.prompt_id]), r.key))
