@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from common.service.config import ConfigError, setting
 from common.service.server import ServerSettings
 from common.stages import STAGES
-from generator_svc.admission import AdmissionLimits
+from generator_svc.admission_limits import AdmissionLimits
 
 _POSITIVE = ("slots", "max_waiting", "max_waiting_s", "priority_aging_s")
 _NOT_NEGATIVE = ("deadline_share", "deadline_share_crowded", "results_kept_s", "results_kept_bytes")
@@ -32,7 +32,9 @@ class AdmissionSettings(ServerSettings):
         " 0: only once its deadline has passed",
     )
     deadline_share_crowded: float = setting(
-        default=1.15, help="the same while all slots are taken: over 1, so that none is taken by one that will be late"
+        default=1.15,
+        help="the same while all slots are taken: over 1, so that none is taken by one that will be late; how far"
+        " forecasts have lately been short comes on top",
     )
     pass_seconds: str | None = setting(
         default=None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,9 @@ class Call:
     Attributes:
         is_cancelled: whether nobody waits any more; may be asked on any thread.
         time_remaining_s: seconds until the caller's deadline, negative past it; None: there is none.
+        arrived_s: time.monotonic() of its arrival.
     """
 
     is_cancelled: Callable[[], bool] = lambda: False
     time_remaining_s: Callable[[], float | None] = lambda: None
+    arrived_s: float = field(default_factory=time.monotonic)

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
-from common.diffusion.guidance import coefficients
+from common.diffusion.guidance import Guidance, coefficients
 from common.diffusion.plan import Plan
 
 _NEWEST = 0.2  # weight of the newest sample in a running mean
@@ -40,10 +41,15 @@ class StageWork:
 
 def stage_work(plan: Plan, num_pictures: int) -> StageWork:
     """The work of a plan."""
+    return StageWork(stage=plan.stage, steps=plan.steps, rows=_passes(plan.guidance, plan.steps) * num_pictures)
+
+
+@lru_cache(maxsize=256)  # most requests ask for the defaults, and who is refused should cost next to nothing
+def _passes(guidance: Guidance, steps: int) -> float:
+    """Passes of a step, the mean over the steps."""
     # The branches' real draws belong to the trajectory; evenly spread ones have the same share of text steps.
-    draws = np.arange(plan.steps) / plan.steps
-    passes = np.count_nonzero(coefficients(plan.guidance, draws)) / plan.steps
-    return StageWork(stage=plan.stage, steps=plan.steps, rows=float(passes) * num_pictures)
+    draws = np.arange(steps) / steps
+    return float(np.count_nonzero(coefficients(guidance, draws)) / steps)
 
 
 @dataclass(kw_only=True)
@@ -68,7 +74,12 @@ class StepCurve:
     @property
     def is_trusted(self) -> bool:
         """Whether enough is known to refuse a deadline for it."""
-        return self._was_guessed or self._num_samples >= _ENOUGH_SAMPLES
+        return self._was_guessed or self.is_measured
+
+    @property
+    def is_measured(self) -> bool:
+        """The same of what was measured, whatever was guessed."""
+        return self._num_samples >= _ENOUGH_SAMPLES
 
     def guess(self, row_s: float) -> None:
         """Seconds of a step of one row; each further row takes as long, until it is measured."""
@@ -193,6 +204,10 @@ class StageTimes:
     def beside_s(self) -> float:
         """Seconds that an order takes beside its stages."""
         return self._beside_s
+
+    def knows(self, works: Iterable[StageWork]) -> bool:
+        """Whether all of these stages have been measured."""
+        return all(self._curve(work.stage).is_measured for work in works)
 
     def step_s(self, stage: int, rows: float) -> float:
         """Seconds of one step of a stage that `rows` rows share; 0 where too little is known."""

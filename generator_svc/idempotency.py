@@ -61,7 +61,7 @@ class SharedDrawings:
         drawing = self._drawings.get(request_id)
         if drawing is None:
             drawing = self._drawings[request_id] = _Drawing(content)
-            drawing.task = asyncio.create_task(self._run(request_id, drawing, begin, keep=is_named))
+            drawing.task = asyncio.create_task(self._run(request_id, drawing, begin, call.arrived_s, keep=is_named))
             self._tasks.add(drawing.task)
             drawing.task.add_done_callback(self._tasks.discard)
         elif drawing.content != content:
@@ -88,8 +88,10 @@ class SharedDrawings:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, request_id: str, drawing: _Drawing, begin: Begin, *, keep: bool) -> None:
-        call = Call(is_cancelled=lambda: not drawing.callers, time_remaining_s=drawing.time_remaining_s)
+    async def _run(self, request_id: str, drawing: _Drawing, begin: Begin, arrived_s: float, *, keep: bool) -> None:
+        call = Call(
+            is_cancelled=lambda: not drawing.callers, time_remaining_s=drawing.time_remaining_s, arrived_s=arrived_s
+        )
         try:
             async with aclosing(begin(call)) as events:
                 async for event in events:

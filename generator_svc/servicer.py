@@ -63,9 +63,10 @@ class GeneratorServicer(pb_grpc.GeneratorServiceServicer):
         return models_response(await self._pipeline.models(), self._pipeline.text_encoder)
 
     def _draw(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> AsyncGenerator[Event, None]:
+        call = self._call(context)
         order = order_of(request)
         return self._drawings.draw(
-            request.request_id, _digest(request), self._call(context), lambda call: self._pipeline.draw(order, call)
+            request.request_id, _digest(request), call, lambda call: self._pipeline.draw(order, call)
         )
 
     def _call(self, context: grpc.aio.ServicerContext) -> Call:
@@ -78,6 +79,7 @@ class GeneratorServicer(pb_grpc.GeneratorServiceServicer):
         return Call(
             is_cancelled=is_over.is_set,
             time_remaining_s=lambda: None if limit_s is None else limit_s - (time.monotonic() - began),
+            arrived_s=began,
         )
 
 
