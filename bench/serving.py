@@ -25,7 +25,8 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from bench.serving_network import convolution_figures, guidance_figures, machine_convolution_rate, neighbor_figures
-from bench.serving_service import PROMPT, generator, overhead, overloaded
+from bench.serving_overload import overloaded
+from bench.serving_service import PROMPT, Served, generator, overhead
 from bench.serving_stage import (
     CALLERS,
     BatchCount,
@@ -44,7 +45,7 @@ from common.images import encode_png, from_unit
 from common.stages import STAGES, StageSpec, stage
 from common.text import TextEncoder, packaged_encoder
 from common.unet.unet import UNet
-from deploy.local.tritonserver import TritonServer, TritonSettings, running_triton
+from deploy.local.tritonserver import NICE, TritonServer, TritonSettings, running_triton
 from generator_svc.embedded_stage import EmbeddedStage
 from generator_svc.export import ExportSettings, export
 from generator_svc.stage_backend import StageInfo
@@ -78,13 +79,15 @@ STEP_WAYS = ("step_rpc", "sticky_step_rpc")
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What is measured: folder of the weights, repetitions, orders of one load, seconds of overload, CPU threads."""
+    """What is measured: folder of the weights, repetitions, orders of one load, seconds of overload, CPU threads, and how
+    much Triton yields (see `TritonSettings`)."""
 
     weights: Path
     repeats: int
     orders: int
     seconds: float
     threads: int
+    nice: int = NICE
 
 
 def main() -> int:
@@ -96,6 +99,7 @@ def main() -> int:
     parser.add_argument("--orders", type=int, default=32, help="pictures drawn for each number of callers")
     parser.add_argument("--seconds", type=float, default=40.0, help="of load at the peak, and of overload")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--nice", type=int, default=NICE, help="how much Triton yields to callers and generator")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving.json")
     flags = parser.parse_args()
     bench = Bench(
@@ -104,13 +108,14 @@ def main() -> int:
         orders=flags.orders,
         seconds=flags.seconds,
         threads=flags.threads,
+        nice=flags.nice,
     )
     torch.set_num_threads(flags.threads)
     figures: dict[str, Any] = json.loads(flags.out.read_text()) if flags.out.is_file() else {}
     for part in flags.parts:
         print(f"measuring {part}", flush=True)
         figures[part] = _RUN[part](bench)
-        figures |= headlines(figures) | {"machine": _machine(flags.threads)}
+        figures |= headlines(figures) | {"machine": _machine(flags.threads, flags.nice)}
         write_json(flags.out, figures)
         write_atomic(flags.out.with_suffix(".md"), table(figures).encode())
     print(table(figures))
@@ -182,19 +187,22 @@ async def _stepped(address: str, orders: list[StageOrder], *, sticky: bool) -> d
 
 def overheads(bench: Bench) -> dict[str, Any]:
     """One request through generator and Triton, whole, against the same work in a bare loop."""
-    with tempfile.TemporaryDirectory(prefix="reimagen-bench-") as folder, _stack(bench, Path(folder)) as address:
+    with tempfile.TemporaryDirectory(prefix="reimagen-bench-") as folder, _stack(bench, Path(folder)) as (_, served):
         unets = {spec.size: load_stage(bench.weights, spec.size).unet for spec in STAGES}
         encoder = TextEncoder(packaged_encoder())
         return {
-            str(size): overhead(address, _bare_loop(unets, encoder, size), stop_at=size, repeats=bench.repeats)
+            str(size): overhead(served.address, _bare_loop(unets, encoder, size), stop_at=size, repeats=bench.repeats)
             for size in (64, 1024)
         }
 
 
 def overload(bench: Bench) -> dict[str, Any]:
     """Ten times more requests than generator and Triton can carry out."""
-    with tempfile.TemporaryDirectory(prefix="reimagen-bench-") as folder, _stack(bench, Path(folder)) as address:
-        return overloaded(address, stop_at=256, callers=8, seconds=bench.seconds)
+    with (
+        tempfile.TemporaryDirectory(prefix="reimagen-bench-") as folder,
+        _stack(bench, Path(folder)) as (server, served),
+    ):
+        return overloaded(served, stop_at=256, callers=8, seconds=bench.seconds, triton_pid=server.pid)
 
 
 def _bare_loop(unets: dict[int, UNet], encoder: TextEncoder, stop_at: int) -> Callable[[], object]:
@@ -228,18 +236,18 @@ def _with_low_res(inputs: Any, pictures: np.ndarray) -> Any:
 @contextmanager
 def _triton(bench: Bench, folder: Path) -> Iterator[TritonServer]:
     export(ExportSettings(weights=bench.weights, repository=folder / "models", threads=bench.threads))
-    settings = TritonSettings(repository=folder / "models", log=folder / "triton.log")
+    settings = TritonSettings(repository=folder / "models", log=folder / "triton.log", nice=bench.nice)
     with running_triton(settings) as server:
         yield server
 
 
 @contextmanager
-def _stack(bench: Bench, folder: Path) -> Iterator[str]:
+def _stack(bench: Bench, folder: Path) -> Iterator[tuple[TritonServer, Served]]:
     with (
         _triton(bench, folder) as server,
-        generator(folder, "--stages=triton", f"--triton-addresses={server.address}") as address,
+        generator(folder, "--stages=triton", f"--triton-addresses={server.address}") as served,
     ):
-        yield address
+        yield server, served
 
 
 @contextmanager
@@ -292,6 +300,11 @@ def table(figures: dict[str, Any]) -> str:
             lines += ["", f"| callers, {part} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
             for count, row in figures[part]["callers"].items():
                 lines.append(f"| {count} | " + " | ".join(str(row.get(column, "-")) for column in columns) + " |")
+    if "overload" in figures:
+        lines += ["", "| ten times more than it can do | |", "|---|---|"]
+        for name, value in figures["overload"].items():
+            said = ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else value
+            lines.append(f"| {name} | {said} |")
     if "network" in figures:
         lines += ["", "| where a step's time goes | share |", "|---|---|"]
         for name in (spec.name for spec in STAGES):
@@ -302,10 +315,11 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _machine(threads: int) -> dict[str, Any]:
+def _machine(threads: int, nice: int) -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "threads": threads,
+        "triton_nice": nice,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "processor": platform.machine(),
         "python": platform.python_version(),

@@ -35,6 +35,7 @@ SHM_BYTES = 16 << 20  # of each model; grows by as much, and a 1024 picture take
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.05
+NICE = 4  # how much the stack's Triton yields to its other services, which answer while networks run
 STARTS = 2  # the Python backend aborts now and then while its stubs meet in shared memory (boost's lock_exception)
 _NO_ERRORS = (  # that Triton logs as errors
     "HandleCancellation called",  # of a call that its caller has left

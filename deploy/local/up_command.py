@@ -10,7 +10,7 @@ from typing import Any
 
 from client.display import make_display
 from deploy.local.children import ROOT, ChildFailed
-from deploy.local.tritonserver import TritonSettings, running_triton
+from deploy.local.tritonserver import NICE, TritonSettings, running_triton
 from deploy.local.up import StackSettings, down, status, up
 
 FIRST_PORT = 50051
@@ -55,9 +55,9 @@ def add_up_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     serving.add_argument(
         "--nice",
         type=int,
-        default=0,
+        default=NICE,
         metavar="N",
-        help="how much it yields to other processes: refusals come sooner then, and less is drawn (default: %(default)s)",
+        help="how much it yields to other processes: under load the services beside it answer sooner (default: %(default)s)",
     )
     serving.set_defaults(body=_serve_triton)
 

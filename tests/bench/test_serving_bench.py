@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from bench import serving
-from bench.serving_service import Outcome, generator, overloaded
+from bench.serving_overload import overloaded
+from bench.serving_service import Outcome, generator
 from bench.serving_stage import StageOrder, make_orders
 from bench.serving_steps import StepClient
 from common.checkpoint import load_stage
@@ -71,9 +72,12 @@ def test_a_step_a_call_draws_the_same_pictures(bench: serving.Bench, tmp_path: P
 
 
 def test_overload_is_measured_on_a_running_service(bench: serving.Bench, tmp_path: Path) -> None:
-    with generator(tmp_path, f"--weights={bench.weights}", "--threads=1", "--slots=2") as address:
-        figures = overloaded(address, stop_at=64, callers=2, seconds=3.0)
+    with generator(tmp_path, f"--weights={bench.weights}", "--threads=1", "--slots=2") as served:
+        figures = overloaded(served, stop_at=64, callers=2, seconds=3.0)
     assert figures["peak_per_s"] > 0 and figures["goodput_per_s"] > 0
     assert set(figures["ended"]) <= {"OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
     assert figures["overload_per_s"] > 4 * figures["peak_per_s"]
+    assert 0 < figures["decided_p50_ms"] <= figures["decided_p99_ms"]
+    assert sum(figures["refused_by_reason"].values()) > 0 and figures["begun_in_vain"] >= 0
+    assert 0 < figures["cores_under_overload"]["generator"] < figures["cores_under_overload"]["of"]
     assert Outcome(code="OK", seconds=1.0).response_bytes == 0
