@@ -10,6 +10,7 @@ in the corner, that the prompt names.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,7 @@ from evaluation.features import SIDE, background_color, entity_features, quarter
 Scores = dict[str, float | None]
 SCORES = {"entity_r1", "entity_r5", "entity_rr", "entity_likeness", "neighbors_right", "background", "corner"}
 """What is measured of every picture; rows that lack one are measured again."""
+KEEP_S = 20.0  # between writes of scores while there are more to come
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +184,12 @@ def score_run(folder: RunFolder, suite: Suite, galleries: Galleries, progress: P
     for row in rows:
         if row.prompt_id not in prompts:
             raise RunError(f"run: {folder.rows_file}: prompt_id {row.prompt_id!r} is not of the suite {suite.name!r}")
-    done = {score.key: score for score in folder.scores() if SCORES <= set(score.scores)}
+    done = {score.key: score for score in folder.scores() if set(score.scores) >= SCORES}
     scored = [done[row.key] for row in rows if row.key in done and done[row.key].sha256 == row.sha256]
     fresh = {score.key for score in scored}
     todo = sorted((r for r in rows if r.key not in fresh), key=lambda r: (galleries.key(prompts[r.prompt_id]), r.key))
     progress("scores", len(scored), len(rows))
+    written = time.monotonic()
     for _, group in groupby(todo, key=lambda r: galleries.key(prompts[r.prompt_id])):
         for row in group:
             scores = score_picture(read_picture(folder, row), row, galleries.of(prompts[row.prompt_id]))
@@ -200,6 +203,9 @@ def score_run(folder: RunFolder, suite: Suite, galleries: Galleries, progress: P
                 )
             )
         progress("scores", len(scored), len(rows))
+        if time.monotonic() - written > KEEP_S:  # who is stopped here goes on here
+            folder.write_scores(scored)
+            written = time.monotonic()
     folder.write_scores(scored)
     return scored
 
