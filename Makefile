@@ -136,10 +136,10 @@ train-data: knowledge-base ## Prepare what training reads (once): pictures, text
 	$(PY) -m trainer prepare --corpus $(CORPUS) --data $(DATA)
 	$(PY) -m deploy.local with-retrieval -- $(PY) -m trainer knn --corpus $(CORPUS) --data $(DATA) --retrieval {address}
 
-train-demo: train-data ## Train the three demonstration stages, resuming; publishes to weights/
-	$(PY) -m trainer fit --preset demo-256 --data $(DATA) --run runs/demo-256 --weights weights --seconds $(SECONDS_256)
-	$(PY) -m trainer fit --preset demo-1024 --data $(DATA) --run runs/demo-1024 --weights weights --seconds $(SECONDS_1024)
-	$(PY) -m trainer fit --preset demo-64 --data $(DATA) --run runs/demo-64 --weights weights --seconds $(SECONDS_64)
+train-demo: train-data ## Train the three demonstration stages further, resuming; publishes to weights/
+	$(PY) -m trainer fit --preset demo-256 --data $(DATA) --run runs/demo-256 --start-from weights --weights weights --seconds $(SECONDS_256)
+	$(PY) -m trainer fit --preset demo-1024 --data $(DATA) --run runs/demo-1024 --start-from weights --weights weights --seconds $(SECONDS_1024)
+	$(PY) -m trainer fit --preset demo-64 --data $(DATA) --run runs/demo-64 --start-from weights --weights weights --seconds $(SECONDS_64) --side 64
 
 evaluate: knowledge-base ## Measure the weights on held-out entities: evaluation/results/demo.json and a contact sheet
 	$(PY) -m evaluation demo --corpus $(CORPUS) --library $(LIBRARY) --weights weights --out evaluation/results

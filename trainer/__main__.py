@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.add_argument("--preset", choices=sorted(PRESETS), required=True)
         made.add_argument("--run", type=Path, help="folder of the run (default: runs/<preset>)")
         made.add_argument("--weights", type=Path, help="weights folder; fit publishes there at its end if given")
+        made.add_argument(
+            "--replace", action="store_true", help="publish also over weights that saw more examples than this run"
+        )
     add_fit_flags(fitting)
     publishing.add_argument("--average-length", type=float, help="relative length of a post-hoc run's average")
     add_clip_flags(command("fit-clip", "train the dual encoder of the retrieval service", _fit_clip))
@@ -141,7 +144,8 @@ def _publish(flags: argparse.Namespace) -> None:
     step, average = None, None
     if flags.average_length is not None:
         step, average = average_of_length(flags.run, flags.average_length)
-    print(publish(trainer, flags.weights, prepared.fingerprint, average=average, step=step))
+    fingerprint = prepared.fingerprint
+    print(publish(trainer, flags.weights, fingerprint, average=average, step=step, replace=flags.replace))
 
 
 def _open(flags: argparse.Namespace, row: Preset) -> tuple[Trainer, Prepared]:

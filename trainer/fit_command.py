@@ -27,7 +27,7 @@ from trainer.fit import Recorder, Schedule, Trainer, open_run
 from trainer.loader import Loader
 from trainer.look import look
 from trainer.presets import Preset
-from trainer.publish import publish
+from trainer.publish import check_replaced, publish
 from trainer.run_folder import code_digest, describe
 from trainer.sources import CropSource, NeighborSource, Source
 from trainer.tensorboard_log import TensorBoardLog
@@ -93,6 +93,8 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
         ValueError: a flag is out of its range; the message names it.
     """
     _check_ranges(flags)
+    if flags.weights and not flags.replace:  # before the work, where its end is known; `publish` checks again
+        check_replaced(flags.weights, row.stage, min(flags.examples or row.total_examples, row.total_examples))
     with open_ranks(flags.parallel, environment) as (ranks, device), ExitStack() as stack:
         set_num_threads(flags.threads or max(1, (os.cpu_count() or 1) // int(environment.get("LOCAL_WORLD_SIZE", 1))))
         prepared = open_prepared(flags.data)
@@ -108,7 +110,9 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
         _train(trainer, flags)
         if flags.weights:
             average = trainer.average_weights()
-            path = ranks.led(lambda: publish(trainer, flags.weights, prepared.fingerprint, average=average))
+            path = ranks.led(
+                lambda: publish(trainer, flags.weights, prepared.fingerprint, average=average, replace=flags.replace)
+            )
             if path is not None:
                 print(path)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.checkpoint import publish_stage
@@ -23,6 +25,7 @@ def publish(
     dtype: torch.dtype = torch.float16,
     average: Mapping[str, Tensor] | None = None,
     step: int | None = None,
+    replace: bool = False,
 ) -> Path:
     """Write the run's averaged weights as its stage's file in `weights`; returns the path.
 
@@ -30,20 +33,51 @@ def publish(
         dtype: of the numbers in the file, float16 or bfloat16.
         average: the weights, whole; None: the run's average, as it lies on one rank.
         step: that the weights are of; None: the state's.
+        replace: also where weights that saw more examples are published there.
 
     Raises:
+        ValueError: such weights are there, and may not be replaced; they stay.
         CheckpointError: rounded to it, the weights predict something else; what was published before stays.
     """
     state, preset = trainer.state, trainer.preset
     step = state.step if step is None else step
     average = average if average is not None else state.average
+    examples = state.examples - (state.step - step) * preset.batch
+    if not replace:
+        check_replaced(weights, preset.stage, examples)
     held_out: dict[str, Any] = next((e for e in reversed(read_log(trainer.folder)) if e["kind"] == "held_out"), {})
     trained = {
         "preset": preset.name,
         "step": step,
-        "examples": state.examples - (state.step - step) * preset.batch,
+        "examples": examples,
         "corpus_fingerprint": fingerprint,
         "rounding_error": check_parity(preset.unet, average, dtype),
         "held_out_loss": {k: v for k, v in held_out.items() if isinstance(v, float) and k != "time"},
     }
     return publish_stage(weights, preset.stage, preset.unet, average, trained, dtype=dtype)
+
+
+def check_replaced(weights: Path, size: int, examples: int) -> None:
+    """Refuse to put weights that saw `examples` in the place of published ones that saw more.
+
+    Raises:
+        ValueError: they did.
+    """
+    there = published_examples(weights, size)
+    if there > examples:
+        raise ValueError(
+            f"--weights: {weights} holds a unet_{size} that saw {there:,} examples, and this one {examples:,}: "
+            "publish to another folder, or say --replace"
+        )
+
+
+def published_examples(weights: Path, size: int) -> int:
+    """Examples that a folder's stage saw; 0 where there is none, or what is there does not say."""
+    path = weights / f"unet_{size}.safetensors"
+    if not path.is_file():
+        return 0
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads((file.metadata() or {})["trained"])["examples"])
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        return 0

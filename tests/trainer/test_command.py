@@ -44,6 +44,22 @@ def test_fit_resume_and_publish(data: Path, tmp_path: Path) -> None:
         assert (tensor == loaded.unet.state_dict()[name]).all()
 
 
+def test_weights_that_saw_more_are_replaced_only_where_it_is_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, weights = tmp_path / "run", tmp_path / "weights"
+    assert fit(data, tmp_path / "longer", "--examples", "12", "--weights", str(weights)) == 0
+    before = (weights / "unet_256.safetensors").read_bytes()
+    assert fit(data, run, "--examples", "8", "--weights", str(weights)) == 2
+    assert "unet_256 that saw 12 examples, and this one 8" in capsys.readouterr().err and not run.exists()
+    assert fit(data, run, "--seconds", "0", "--weights", str(weights)) == 2, "whose end is not known before"
+    assert "--replace" in capsys.readouterr().err
+    assert (weights / "unet_256.safetensors").read_bytes() == before
+    publishing = ["publish", "--preset", "tiny-256", "--data", str(data), "--run", str(run), "--weights", str(weights)]
+    assert main(publishing) == 2 and main([*publishing, "--replace"]) == 0
+    assert load_stage(weights, 256).trained["examples"] == 4
+
+
 def test_a_warm_start_is_listed_in_print_and_in_the_run(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
