@@ -16,6 +16,7 @@ PROTOS := $(shell find proto -name '*.proto' 2>/dev/null)
 PROMPT ?= a guide dog, noto style, on a blue background
 SEED ?= 7
 OUT ?= out
+GENERATOR ?= 127.0.0.1:50053
 CORPUS := build/demo/corpus
 LIBRARY := build/demo/knowledge-bases
 DATA := runs/prepared
@@ -26,7 +27,7 @@ SECONDS_1024 ?= 1200
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
 
-.PHONY: help env triton kubectl prometheus fire-drill proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate bench-retrieval bench-serving bench-training bench-knn clean
+.PHONY: help env triton kubectl prometheus fire-drill proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -141,8 +142,14 @@ train-demo: train-data ## Train the three demonstration stages further, resuming
 	$(PY) -m trainer fit --preset demo-1024 --data $(DATA) --run runs/demo-1024 --start-from weights --weights weights --seconds $(SECONDS_1024)
 	$(PY) -m trainer fit --preset demo-64 --data $(DATA) --run runs/demo-64 --start-from weights --weights weights --seconds $(SECONDS_64) --side 64
 
-evaluate: knowledge-base ## Measure the weights on held-out entities: evaluation/results/demo.json and a contact sheet
+# A run belongs to its weights and its suite: with others it begins anew, and one that was stopped goes on.
+evaluate: knowledge-base ## Measure the weights on held-out entities: evaluation/results/demo.json and out/report.html
 	$(PY) -m evaluation demo --corpus $(CORPUS) --library $(LIBRARY) --weights weights --out evaluation/results
+	run=runs/entitydraw/demo-$$(cat weights/manifest.json evaluation/suites/demo.json | sha256sum | cut -c1-12); \
+	$(PY) -m evaluation entitydraw --suite demo --out $$run && $(PY) -m evaluation report --run $$run --out out/report.html
+
+ablations: proto ## Draw what the ablations lack with the generator of `make up UP="--clip packaged"`, at GENERATOR=HOST:PORT
+	$(PY) -m evaluation ablation all --generator $(GENERATOR)
 
 bench-retrieval: proto ## Speed of retrieval at 10 K, 100 K and 1 M pairs, beside others: bench/results/retrieval.json
 	$(PY) -m bench.retrieval

@@ -49,7 +49,7 @@ class Ablation:
     compared: tuple[tuple[str, str], ...]
     plot: Plot = "bars"
     axis: str = ""
-    prompts: int = 96
+    prompts: int = 64
     pictures: int = 1
     parts: tuple[str, ...] = ()
     log_axis: bool = False
@@ -80,7 +80,7 @@ STRATEGY_STEPS = (16, 32, 64, 128, 256)
 STRATEGIES = ("interleaved", "weighted", "joint")
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SAMPLERS = ("ddim", "dpmpp_2m", "ddpm")
-SAMPLER_STEPS = (4, 8, 12, 16, 32, 64)
+SAMPLER_STEPS = (4, 8, 12, 16, 32)
 
 NEIGHBORS = Ablation(
     name="neighbors",
@@ -88,7 +88,7 @@ NEIGHBORS = Ablation(
     points=_bars(NONE, RETRIEVED),
     figures=("best_entity_r1", "entity_r1", "entity_r5", "text"),
     compared=(("retrieved", "none"),),
-    prompts=160,
+    prompts=96,
     pictures=4,
 )
 FREQUENCY = Ablation(
@@ -97,7 +97,7 @@ FREQUENCY = Ablation(
     points=_bars(NONE, RETRIEVED),
     figures=("best_entity_r1", "entity_r1"),
     compared=(("retrieved", "none"),),
-    prompts=160,
+    prompts=96,
     pictures=4,
     run="neighbors",
     parts=("frequent", "infrequent"),
@@ -119,7 +119,7 @@ GUIDANCE = Ablation(
     + tuple((f"interleaved-{n}", f"joint-{n}") for n in STRATEGY_STEPS),
     plot="lines",
     axis="steps",
-    prompts=20,
+    prompts=12,
     log_axis=True,
 )
 ETA = Ablation(
@@ -141,7 +141,7 @@ ETA = Ablation(
     compared=(("weighted-eta-0", "weighted-eta-100"), ("interleaved-eta-0", "interleaved-eta-100")),
     plot="tradeoff",
     axis="eta",
-    prompts=48,
+    prompts=32,
 )
 K = Ablation(
     name="k",
@@ -154,6 +154,7 @@ K = Ablation(
     compared=(("k-1", "none"), ("k-2", "k-1"), ("k-4", "k-2")),
     plot="lines",
     axis="K",
+    prompts=96,
 )
 METHOD = Ablation(
     name="method",
@@ -186,10 +187,10 @@ SAMPLER = Ablation(
         for steps in SAMPLER_STEPS
     ),
     figures=("entity_r1", "entity_likeness"),
-    compared=tuple(("ddim-12", name) for name in ("ddim-4", "ddim-8", "ddim-64", "dpmpp-2m-12", "ddpm-12")),
+    compared=tuple(("ddim-12", name) for name in ("ddim-4", "ddim-8", "ddim-32", "dpmpp-2m-12", "ddpm-12")),
     plot="lines",
     axis="steps",
-    prompts=48,
+    prompts=32,
     log_axis=True,
 )
 STRONG_PRIOR = Ablation(
@@ -203,7 +204,7 @@ STRONG_PRIOR = Ablation(
     ),
     figures=("neighbors_right", "entity_r1", "text"),
     compared=(("retrieved", "prior-retrieved"), ("given", "prior-given")),
-    prompts=64,
+    prompts=48,
 )
 WRONG_NEIGHBOR = Ablation(
     name="wrong-neighbor",
@@ -211,7 +212,7 @@ WRONG_NEIGHBOR = Ablation(
     points=_bars(GIVEN, _system("wrong", neighbors="wrong", method=""), NONE),
     figures=("entity_r1", "other_r1", "text"),
     compared=(("given", "wrong"), ("wrong", "none")),
-    prompts=64,
+    prompts=48,
 )
 TWO_ENTITIES = Ablation(
     name="two-entities",
@@ -219,7 +220,7 @@ TWO_ENTITIES = Ablation(
     points=_bars(GIVEN, _system("two", neighbors="mixed", method="", prompt="{name} and {other}{rest}")),
     figures=("entity_r1", "other_r1", "entity_r5", "text"),
     compared=(("given", "two"),),
-    prompts=64,
+    prompts=48,
 )
 ABLATIONS: tuple[Ablation, ...] = (
     NEIGHBORS,

@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
     reporting.add_argument("--suite", default="demo", help="of the runs (default: %(default)s)")
     reporting.add_argument("--corpus", type=Path, default=CORPUS, help="default: %(default)s")
     reporting.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
-    reporting.add_argument("--out", type=Path, default=RESULTS / "report.html", help="default: %(default)s")
+    reporting.add_argument("--out", type=Path, default=Path("out/report.html"), help="default: %(default)s")
     reporting.set_defaults(body=_report)
 
 
