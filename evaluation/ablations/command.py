@@ -10,7 +10,7 @@ from typing import Any
 from client import NO_RETRY, Client
 from evaluation.ablations.experiment import Places, run_ablation
 from evaluation.ablations.rows import ABLATIONS, ablation
-from evaluation.entitydraw.command import CORPUS, galleries_of, load_suite
+from evaluation.entitydraw.command import CORPUS, galleries_of, load_suite, styles_of_corpus
 from evaluation.entitydraw.progress import make_progress
 
 OUT = Path("evaluation/results/ablations")
@@ -39,8 +39,9 @@ def _ablation(flags: argparse.Namespace) -> None:
     suite = load_suite("demo", flags.corpus)
     galleries = galleries_of(suite, flags.corpus)
     places, progress = Places(runs=flags.runs, out=flags.out), make_progress()
+    styles_of = styles_of_corpus(suite, flags.corpus, progress)
     with ExitStack() as stack:
         client = stack.enter_context(Client(flags.generator, retry=NO_RETRY)) if flags.generator else None
         for row in rows:
-            run_ablation(row, suite, galleries, client, places, flags.calls, progress)
+            run_ablation(row, suite, galleries, client, places, flags.calls, progress, styles_of)
             print(flags.out / f"{row.name}.json")

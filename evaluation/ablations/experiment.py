@@ -19,7 +19,7 @@ from evaluation.entitydraw.figures import run_figures
 from evaluation.entitydraw.progress import Progress
 from evaluation.entitydraw.results import PictureRow, RunFolder
 from evaluation.entitydraw.runner import RunSettings, run_suite
-from evaluation.entitydraw.scoring import Galleries, read_picture, scene_of, score_run
+from evaluation.entitydraw.scoring import Galleries, Styles, read_picture, scene_of, score_run
 from evaluation.entitydraw.suite_file import Suite, SuitePrompt
 from evaluation.features import SIDE
 from evaluation.suite import draw
@@ -49,6 +49,7 @@ def run_ablation(
     places: Places,
     calls: int,
     progress: Progress,
+    styles_of: Styles | None = None,
 ) -> dict[str, Any]:
     """Draw what lacks (nothing where there is no client), score, and write; gives the data.
 
@@ -62,7 +63,7 @@ def run_ablation(
         settings = RunSettings(prompts=row.prompts, pictures=row.pictures, calls=calls, command=command)
         run_suite(suite, row.systems, client, folder, settings, progress)
     names = {system.name for system in row.systems}
-    scores = [score for score in score_run(folder, suite, galleries, progress) if score.system in names]
+    scores = [score for score in score_run(folder, suite, galleries, progress, styles_of) if score.system in names]
     rows = [each for each in folder.rows() if each.system in names]
     figures = run_figures(rows, scores, [pair for pair in row.compared if set(pair) <= {s.system for s in scores}])
     written = {

@@ -11,17 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from client import NO_RETRY, Client
-from common.corpus import iter_pairs
+from common.corpus import iter_pairs, read_manifest
 from deploy.local.stack import GeneratorFlags, running_stack
 from evaluation.entitydraw.demo_suite import make_demo_suite, write_demo_suite
 from evaluation.entitydraw.figures import run_figures, write_figures
 from evaluation.entitydraw.progress import Progress, make_progress
 from evaluation.entitydraw.results import RunFolder
 from evaluation.entitydraw.runner import PICTURES, RunSettings, run_suite
-from evaluation.entitydraw.scoring import Galleries, score_run
+from evaluation.entitydraw.scoring import Galleries, Styles, score_run
 from evaluation.entitydraw.suite_file import Suite, SuiteError, read_suite
 from evaluation.entitydraw.systems import BUILT_IN, read_systems
+from evaluation.scores.style import (
+    TrunkFeatures,
+    fit_style_classifier,
+    read_style_classifier,
+    write_style_classifier,
+)
 from evaluation.suite import by_style
+from retrieval_svc.clip import packaged_clip
 
 SUITES = Path(__file__).parents[1] / "suites"
 SHIPPED = {"demo": "demo.json", "entitydrawbench": "entitydrawbench.yaml"}
@@ -77,9 +84,23 @@ def galleries_of(suite: Suite, corpus: Path) -> Galleries:
     return Galleries(suite, by_style([pair for pair in iter_pairs(corpus) if pair.held_out]) if has_targets else {})
 
 
-def measure(folder: RunFolder, suite: Suite, galleries: Galleries, progress: Progress) -> dict[str, Any]:
+def styles_of_corpus(suite: Suite, corpus: Path, progress: Progress) -> Styles | None:
+    """Tells the styles of the corpus apart; None where the suite asks for none. Fitted once, and kept beside the corpus."""
+    if not any(prompt.target and "style" in prompt.target.facets for prompt in suite.prompts):
+        return None
+    encoder = TrunkFeatures(Path(packaged_clip()))
+    path = corpus.parent / f"style-{read_manifest(corpus).fingerprint[:12]}-{encoder.name}.safetensors"
+    if not path.exists():
+        write_style_classifier(path, fit_style_classifier(corpus, encoder, encoder.name, progress))
+    classifier = read_style_classifier(path)
+    return lambda pictures: classifier.styles_of(encoder(pictures))
+
+
+def measure(
+    folder: RunFolder, suite: Suite, galleries: Galleries, progress: Progress, styles_of: Styles | None = None
+) -> dict[str, Any]:
     """Score what is drawn, write `scores.jsonl` and `figures.json`, and give the figures."""
-    scores = score_run(folder, suite, galleries, progress)
+    scores = score_run(folder, suite, galleries, progress, styles_of)
     figures = run_figures(folder.rows(), scores)
     write_figures(folder, figures)
     return figures
@@ -93,7 +114,8 @@ def _entitydraw(flags: argparse.Namespace) -> None:
     key = flags.api_key_file.read_text().strip() if flags.api_key_file else ""
     with _generator(flags) as address, Client(address, api_key=key, retry=NO_RETRY) as client:
         run_suite(suite, systems, client, folder, settings, progress)
-    figures = measure(folder, suite, galleries_of(suite, flags.corpus), progress)
+    styles_of = styles_of_corpus(suite, flags.corpus, progress)
+    figures = measure(folder, suite, galleries_of(suite, flags.corpus), progress, styles_of)
     print(json.dumps({name: _short(found["all"]) for name, found in figures["systems"].items()}, indent=2))
 
 

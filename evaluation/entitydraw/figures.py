@@ -28,12 +28,14 @@ FIGURES: dict[str, str] = {
     "background": "the background has the color that the prompt names",
     "corner": "the entity lies in the corner that the prompt names",
     "text": "all of these that the prompt names",
+    "style": "a classifier takes the picture for one of the style that the prompt names",
+    "near_copy": "the picture is one of its neighbors, pasted",
     "other_r1": "a picture is nearest to the second entity, of systems that have one",
     "entity_likeness": "likeness to the picture that is asked for, at most 1",
     "neighbors_right": "share of the retrieved neighbors that are of the entity",
 }
 """Every figure by its name, in the order in which they are shown."""
-COMPARED = ("entity_r1", "entity_mrr", "text")
+COMPARED = ("entity_r1", "entity_mrr", "text", "style")
 
 Value = Callable[[Mapping[str, float | None]], float | None]
 
@@ -50,6 +52,8 @@ VALUES: dict[str, Value] = {
     "background": lambda scores: scores.get("background"),
     "corner": lambda scores: scores.get("corner"),
     "text": _text,
+    "style": lambda scores: scores.get("style"),
+    "near_copy": lambda scores: scores.get("near_copy"),
     "other_r1": lambda scores: scores.get("other_r1"),
     "entity_likeness": lambda scores: scores.get("entity_likeness"),
     "neighbors_right": lambda scores: scores.get("neighbors_right"),

@@ -4,8 +4,10 @@ Entity. Where the suite names the pair that is asked for: the picture's rank amo
 and scene, of all held-out entities of that style. Where it names reference pictures alone: the rank of the entity among the
 entities of its category, each by its nearest reference. Features are hand-made (`evaluation.features`), so no network can
 have been trained on them; they compare place by place.
+Copies. Whether the picture is a neighbor, pasted (`evaluation.scores.copies`).
 Text. Of prompts that end with a scene of `common.scenes`: whether the background has the color, and whether the entity lies
-in the corner, that the prompt names.
+in the corner, that the prompt names; and of those that ask for a style, whether a classifier that knows training entities
+alone takes the picture for one of it (`evaluation.scores.style`).
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -26,9 +29,21 @@ from evaluation.entitydraw.progress import Progress
 from evaluation.entitydraw.results import PictureRow, RunError, RunFolder, ScoreRow
 from evaluation.entitydraw.suite_file import Suite, SuiteEntity, SuitePrompt
 from evaluation.features import SIDE, background_color, entity_features, quarter_of
+from evaluation.scores.copies import copy_likenesses, near_copies
 
 Scores = dict[str, float | None]
-SCORES = {"entity_r1", "entity_r5", "entity_rr", "entity_likeness", "neighbors_right", "background", "corner"}
+Styles = Callable[[Sequence[np.ndarray]], Sequence[str]]
+"""The style of each picture, uint8 [64, 64, 3]."""
+SCORES = {
+    "entity_r1",
+    "entity_r5",
+    "entity_rr",
+    "entity_likeness",
+    "neighbors_right",
+    "background",
+    "corner",
+    "near_copy",
+}
 """What is measured of every picture; rows that lack one are measured again."""
 KEEP_S = 20.0  # between writes of scores while there are more to come
 
@@ -173,8 +188,13 @@ def small(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
-def score_run(folder: RunFolder, suite: Suite, galleries: Galleries, progress: Progress) -> list[ScoreRow]:
+def score_run(
+    folder: RunFolder, suite: Suite, galleries: Galleries, progress: Progress, styles_of: Styles | None = None
+) -> list[ScoreRow]:
     """Score every picture of a run that is not scored yet, and write `scores.jsonl`.
+
+    Args:
+        styles_of: tells pictures' styles; None: they are not scored.
 
     Raises:
         RunError: a row is of a prompt that the suite does not have, or a file cannot be read.
@@ -184,30 +204,60 @@ def score_run(folder: RunFolder, suite: Suite, galleries: Galleries, progress: P
     for row in rows:
         if row.prompt_id not in prompts:
             raise RunError(f"run: {folder.rows_file}: prompt_id {row.prompt_id!r} is not of the suite {suite.name!r}")
-    done = {score.key: score for score in folder.scores() if set(score.scores) >= SCORES}
+    wanted = SCORES | ({"style"} if styles_of else set())
+    done = {score.key: score for score in folder.scores() if set(score.scores) >= wanted}
     scored = [done[row.key] for row in rows if row.key in done and done[row.key].sha256 == row.sha256]
     fresh = {score.key for score in scored}
     todo = sorted((r for r in rows if r.key not in fresh), key=lambda r: (galleries.key(prompts[r.prompt_id]), r.key))
     progress("scores", len(scored), len(rows))
     written = time.monotonic()
     for _, group in groupby(todo, key=lambda r: galleries.key(prompts[r.prompt_id])):
-        for row in group:
-            scores = score_picture(read_picture(folder, row), row, galleries.of(prompts[row.prompt_id]))
-            scored.append(
-                ScoreRow(
-                    system=row.system,
-                    prompt_id=row.prompt_id,
-                    seed=row.seed,
-                    sha256=row.sha256,
-                    scores=_rounded(scores),
-                )
-            )
+        scored += _score_group(folder, list(group), prompts, galleries, styles_of)
         progress("scores", len(scored), len(rows))
         if time.monotonic() - written > KEEP_S:  # who is stopped here goes on here
             folder.write_scores(scored)
             written = time.monotonic()
     folder.write_scores(scored)
     return scored
+
+
+def _score_group(
+    folder: RunFolder,
+    rows: Sequence[PictureRow],
+    prompts: Mapping[str, SuitePrompt],
+    galleries: Galleries,
+    styles_of: Styles | None,
+) -> list[ScoreRow]:
+    """The scores of pictures that share a gallery."""
+    pictures = [read_picture(folder, row) for row in rows]
+    seen = styles_of(pictures) if styles_of else [""] * len(rows)
+    found: list[ScoreRow] = []
+    for row, pixels, style in zip(rows, pictures, seen, strict=True):
+        prompt = prompts[row.prompt_id]
+        scores = score_picture(pixels, row, galleries.of(prompt))
+        scores["near_copy"] = _near_copy(folder, row, pixels)
+        if styles_of:
+            asked = prompt.target.facets.get("style") if prompt.target else None
+            scores["style"] = float(style == asked) if asked else None
+        found.append(
+            ScoreRow(
+                system=row.system, prompt_id=row.prompt_id, seed=row.seed, sha256=row.sha256, scores=_rounded(scores)
+            )
+        )
+    return found
+
+
+def _near_copy(folder: RunFolder, row: PictureRow, pixels: np.ndarray) -> float | None:
+    files = [folder.path / neighbor.file for neighbor in row.neighbors if neighbor.file]
+    if not files:
+        return None
+    return float(near_copies(copy_likenesses([pixels], [[_layer(path) for path in files]]))[0])
+
+
+@lru_cache(maxsize=4096)
+def _layer(path: Path) -> np.ndarray:
+    """A neighbor, uint8 [64, 64, 4]; its file is named by its content."""
+    return rasterize(path.read_bytes(), path.suffix[1:], SIDE)
 
 
 def _rounded(scores: Scores) -> Scores:

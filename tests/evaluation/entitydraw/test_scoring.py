@@ -15,7 +15,7 @@ from common.images import encode_png, enlarge_bicubic
 from common.scenes import Scene, all_scenes, caption
 from evaluation.ablations.experiment import true_picture
 from evaluation.entitydraw.figures import best_of, figures_of, parts_of, run_figures
-from evaluation.entitydraw.results import PictureRow, RunError, RunFolder, ScoreRow
+from evaluation.entitydraw.results import NeighborRow, PictureRow, RunError, RunFolder, ScoreRow
 from evaluation.entitydraw.scoring import Galleries, rank, scene_of, score_run, small
 from evaluation.entitydraw.suite_file import Suite, SuitePrompt
 from evaluation.suite import by_style
@@ -125,6 +125,26 @@ def test_a_run_of_another_suite_and_a_broken_picture_are_said(
     run.write_rows([replace(rows[1], prompt_id="gone")])
     with pytest.raises(RunError, match="prompt_id 'gone' is not of the suite 'tiny'"):
         score_run(run, suite, galleries, silent)
+
+
+def test_a_pasted_neighbor_and_the_style_are_told(suite: Suite, galleries: Galleries, tmp_path: Path) -> None:
+    run = made_run(tmp_path, suite, right=true_picture, alone=true_picture)
+    prompts = {prompt.id: prompt for prompt in suite.prompts}
+
+    def beside(row: PictureRow) -> PictureRow:
+        target = prompts[row.prompt_id].target
+        assert target is not None
+        file = run.keep_reference(target.image, "svg")
+        sha256 = file.removeprefix("references/").removesuffix(".svg")
+        said = NeighborRow(pair_id="p", caption="", entity="guide dog", file=file, sha256=sha256, is_reference=False)
+        return replace(row, neighbors=(said,) if row.system == "right" else ())
+
+    run.write_rows([beside(row) for row in run.rows()])
+    scores = score_run(run, suite, galleries, silent, lambda pictures: ["noto"] * len(pictures))
+    figures = run_figures(run.rows(), scores)["systems"]
+    assert figures["right"]["all"]["near_copy"]["estimate"] == 1.0 and "near_copy" not in figures["alone"]["all"]
+    assert figures["alone"]["all"]["style"]["estimate"] == 0.5, "three of six ask for noto"
+    assert figures["right"]["all"]["neighbors_right"]["estimate"] == pytest.approx(1 / 3, abs=1e-4)
 
 
 @pytest.mark.parametrize("scene", all_scenes())
