@@ -70,6 +70,7 @@ class Trainer:
         damaged: states that were passed over; `run` renames them.
         stopping: the run ends after this step.
         hurried: a rank was asked to by a signal, and all end without a last evaluation: what sent it may not wait for long.
+        signalled: the signal that this rank was sent; 0: none.
     """
 
     preset: Preset
@@ -85,7 +86,7 @@ class Trainer:
     damaged: Sequence[Path] = ()
     stopping: bool = False
     hurried: bool = False
-    _signalled: bool = False
+    signalled: int = 0
     _whole: UNet | None = None
     _saved_step: int = -1
 
@@ -257,7 +258,7 @@ class Trainer:
         leads, step = self.ranks.leads, self.state.step
         hurried, stop, evaluate, save = self.ranks.sums(
             [
-                float(self._signalled),
+                float(self.signalled > 0),
                 float(self.stopping),
                 float(leads and clock.due("evaluate", step)),
                 float(leads and clock.due("save", step)),
@@ -284,7 +285,7 @@ class Trainer:
     def _until_asked_to_stop(self) -> Iterator[None]:
         """SIGTERM and Ctrl-C end the loop after the step that runs; the state is saved."""
         signals = (signal.SIGTERM, signal.SIGINT)
-        previous = [signal.signal(number, lambda *_: setattr(self, "_signalled", True)) for number in signals]
+        previous = [signal.signal(number, lambda sent, _: setattr(self, "signalled", sent)) for number in signals]
         try:
             yield
         finally:

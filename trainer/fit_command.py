@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -91,6 +92,8 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
 
     Raises:
         ValueError: a flag is out of its range; the message names it.
+        SystemExit: a signal ended the run before it had what was asked for: 128 + the signal's number, so that whoever
+            waits for it (a Job, say) does not take it for done.
     """
     _check_ranges(flags)
     if flags.weights and not flags.replace:  # before the work, where its end is known; `publish` checks again
@@ -115,6 +118,8 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
             )
             if path is not None:
                 print(path)
+        if trainer.hurried:
+            sys.exit(128 + (trainer.signalled or signal.SIGTERM))  # another rank was sent it
 
 
 def _check_ranges(flags: argparse.Namespace) -> None:
