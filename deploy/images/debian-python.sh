@@ -40,3 +40,4 @@ printf '%s\n' 'root:x:0:' 'reimagen:x:10001:' > etc/group
 echo 'hosts: files dns' > etc/nsswitch.conf
 rm -rf usr/share/doc usr/share/man usr/share/lintian usr/share/bug usr/share/info usr/share/locale usr/sbin/update-ca-certificates
 find . -xdev -type f -perm /6000 -exec chmod a-s {} +
+find . -xdev -mindepth 1 -type d -perm -o+w ! -path ./tmp -exec chmod o-wt {} + # nobody writes anywhere but there
