@@ -64,8 +64,18 @@ def describe(
     step: int,
     warm_start: dict[str, Any] | None,
 ) -> None:
-    """Write `run.json`: what is needed to make the run again. `starts` grows by one each time that the run goes on."""
+    """Write `run.json`: what is needed to make the run again. `starts` grows by one each time that the run goes on.
+
+    Raises:
+        ValueError: the run was trained on another corpus, so that no corpus would make it again.
+    """
     before = _read(folder / DESCRIPTION)
+    trained_on = before.get("corpus_fingerprint", prepared.fingerprint)
+    if step and trained_on != prepared.fingerprint:
+        raise ValueError(
+            f"--data: {prepared.folder} is of corpus {prepared.fingerprint[:12]}…, and {folder} was trained on "
+            f"{trained_on[:12]}…: to go on from its weights, give a new --run and --start-from {folder}"
+        )
     start = {
         "time": round(time.time(), 1),
         "command": list(command),

@@ -10,6 +10,7 @@ import pytest
 
 from common.checkpoint import load_stage
 from trainer.__main__ import main
+from trainer.dataset import open_prepared
 from trainer.presets import preset
 
 
@@ -58,6 +59,18 @@ def test_weights_that_saw_more_are_replaced_only_where_it_is_said(
     publishing = ["publish", "--preset", "tiny-256", "--data", str(data), "--run", str(run), "--weights", str(weights)]
     assert main(publishing) == 2 and main([*publishing, "--replace"]) == 0
     assert load_stage(weights, 256).trained["examples"] == 4
+
+
+def test_a_run_goes_on_with_the_corpus_that_it_began_with(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert fit(data, run, "--examples", "8") == 0
+    described = run / "run.json"
+    described.write_text(described.read_text().replace(open_prepared(data).fingerprint, "f" * 64))
+    assert fit(data, run, "--examples", "12") == 2
+    assert f"was trained on {'f' * 12}…: to go on from its weights, give a new --run" in capsys.readouterr().err
+    assert fit(data, tmp_path / "next", "--examples", "12", "--start-from", str(run)) == 0
 
 
 def test_a_warm_start_is_listed_in_print_and_in_the_run(
