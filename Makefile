@@ -9,6 +9,7 @@ PY := $(VENV)/bin/python
 STUBS := build/stubs
 TRITON := build/triton
 PEERS := build/training-peers
+ORACLES := build/oracles
 KUBECTL := build/kubectl/kubectl
 PROMETHEUS := build/prometheus
 PROTOS := $(shell find proto -name '*.proto' 2>/dev/null)
@@ -27,7 +28,7 @@ SECONDS_1024 ?= 1200
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
 
-.PHONY: help env triton kubectl prometheus fire-drill proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
+.PHONY: help env triton kubectl oracles prometheus fire-drill proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -87,6 +88,14 @@ $(PROMETHEUS)/.ready:
 	@rm -rf $(PROMETHEUS)/apt
 	@touch $@
 
+oracles: $(ORACLES)/.ready ## Install what scores are tested against into build/oracles (once)
+
+# Apart from the environment: with torchvision in it, transformers would preprocess CLIP's pictures in another way.
+$(ORACLES)/.ready: tests/evaluation/scores/requirements-oracles.txt | $(VENV)/.ready
+	@rm -rf $(ORACLES)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(ORACLES) -r tests/evaluation/scores/requirements-oracles.txt
+	@touch $@
+
 proto: $(STUBS)/.ready $(VENV)/bin/reimagen ## Generate the gRPC stubs (when a contract changed)
 
 $(STUBS)/.ready: $(VENV)/.ready $(PROTOS)
@@ -112,7 +121,7 @@ down: env ## End the stack of `make up`
 status: env ## Where the stack of `make up` is
 	@$(PY) -m deploy.local status
 
-test: lint triton kubectl prometheus knowledge-base ## Lint, then run the whole test suite
+test: lint triton kubectl prometheus knowledge-base oracles ## Lint, then run the whole test suite
 	$(PY) -m pytest
 
 test-crashes: proto ## Kill the knowledge base's writer at 100 random points

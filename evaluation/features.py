@@ -18,6 +18,7 @@ SIDE = 64
 RING = 3  # width in pixels of the border that the background is read from, at SIDE
 VISIBLE = 15.0  # distance in CIE Lab from the background
 NEARLY_ALL = 0.8
+EMPTY = 1e-6  # length of a feature that is rounding alone: a picture of one color is like nothing
 
 
 def entity_features(pixels: np.ndarray) -> np.ndarray:
@@ -29,7 +30,8 @@ def entity_features(pixels: np.ndarray) -> np.ndarray:
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / max(float(np.linalg.norm(vector)), 1e-9)
+    length = float(np.linalg.norm(vector))
+    return vector / length if length > EMPTY else np.zeros_like(vector)
 
 
 def rank_of(query: np.ndarray, gallery: np.ndarray, target: int) -> int:
