@@ -19,7 +19,7 @@ import numpy as np
 from common.service.errors import DeadlineExceeded, ServiceError, Unavailable
 from generator_svc.stage_engine import Job, StageEngine, Step
 from generator_svc.stage_inputs import StageInputs
-from generator_svc.stage_tensors import ModelCard, StageRequest, StageResponse
+from generator_svc.stage_tensors import PATIENCE_PASSES, PATIENCE_S, ModelCard, StageRequest, StageResponse
 
 BEAT_S = 0.5
 MAX_WITHDRAWN = 1024  # names that are kept of requests which were withdrawn before they came
@@ -64,7 +64,10 @@ class _Live:
     preview_every: int
     deadline: float | None
     is_cancelled: Callable[[], bool]
+    send: Callable[[StageResponse, bool], object]
     last_turn: float
+    moved_at: float
+    told_at: float
     steps: list[int]
 
 
@@ -81,8 +84,9 @@ class Sequences:
         self._clock = clock
         self._live: dict[int, _Live] = {}
         self._withdrawn: deque[str] = deque(maxlen=MAX_WITHDRAWN)
-        self._beaten_at = 0.0
-        self._lock = threading.Lock()
+        self._passed_at = 0.0
+        self._lock = threading.Lock()  # of a whole round
+        self._voice = threading.Lock()  # of who lives and what is sent: free while the network runs, so that `beat` can
 
     @property
     def num_live(self) -> int:
@@ -92,25 +96,48 @@ class Sequences:
     def execute(self, turns: Sequence[Turn]) -> list[bool]:
         """Begin what starts, move everything by a round, tell these requests. Whether each of them is to come again."""
         with self._lock:
-            self._beaten_at = self._clock()
-            self._sweep({turn.sequence for turn in turns})
-            for turn in turns:
-                self._enter(turn)
-                self._tell(turn)  # what it did in the turns of others; a finished picture waits for no round
-            present = {turn.sequence for turn in turns if turn.sequence in self._live}
+            with self._voice:
+                self._sweep({turn.sequence for turn in turns})
+                for turn in turns:
+                    self._enter(turn)
+                    self._tell(turn)  # what it did in the turns of others; a finished picture waits for no round
+                present = {turn.sequence for turn in turns if turn.sequence in self._live}
             if present:
-                self._advance(present, lambda: self._beat(turns))
+                self._advance(present)
+            with self._voice:
                 for turn in turns:
                     self._tell(turn)
-            now = self._clock()
-            for sequence in present & self._live.keys():
-                self._live[sequence].last_turn = now
-            return [turn.sequence in self._live for turn in turns]
+                now = self._clock()
+                for sequence in present & self._live.keys():
+                    self._live[sequence].last_turn = now
+                return [turn.sequence in self._live for turn in turns]
 
     def sweep(self) -> None:
-        """Let go of what is cancelled, past its deadline or idle: Triton drops cancelled requests without a word."""
-        with self._lock:
-            self._sweep(set())
+        """Let go of what is cancelled, past its deadline or idle: Triton drops cancelled requests without a word.
+
+        In a round this does nothing: the round has done it.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                with self._voice:
+                    self._sweep(set())
+            finally:
+                self._lock.release()
+
+    def beat(self) -> None:
+        """Show who waits for a step that takes long that this process lives: an empty response every BEAT_S.
+
+        To be called a few times in BEAT_S, on another thread than the executions'; these call it between passes. A network
+        that hangs is to be found out: where no pass has ended for far longer than one takes, nothing is said.
+        """
+        with self._voice:
+            now = self._clock()
+            patience_s = max(PATIENCE_S, PATIENCE_PASSES * self._engine.full_pass_s)
+            for live in self._live.values():
+                is_due = not live.job.is_over and now - live.told_at >= BEAT_S
+                if is_due and now - max(live.moved_at, self._passed_at) < patience_s:
+                    live.told_at = now
+                    live.send(StageResponse(), False)
 
     def _sweep(self, present: set[int]) -> None:
         """`present` are not asked whether they are cancelled: Triton hands over none that is, and each question costs."""
@@ -126,7 +153,8 @@ class Sequences:
 
     def _enter(self, turn: Turn) -> None:
         if turn.sequence in self._live and not turn.is_start:
-            self._live[turn.sequence].is_cancelled = turn.is_cancelled
+            live = self._live[turn.sequence]
+            live.is_cancelled, live.send = turn.is_cancelled, turn.send
             return
         if not turn.is_start:
             turn.send_error(Unavailable(f"stage {self._card.stage}: the request's state is gone", reason="STATE_GONE"))
@@ -169,7 +197,10 @@ class Sequences:
             preview_every=request.preview_every,
             deadline=None if turn.timeout_s is None else now + turn.timeout_s,
             is_cancelled=turn.is_cancelled,
+            send=turn.send,
             last_turn=now,
+            moved_at=now,
+            told_at=now,
             steps=[0] * len(request.plans),
         )
 
@@ -183,18 +214,11 @@ class Sequences:
         if not named:
             self._withdrawn.append(name)
 
-    def _beat(self, turns: Sequence[Turn]) -> None:
-        """Show that a long round of many batches goes on: an empty response now and then."""
-        now = self._clock()
-        if now - self._beaten_at < BEAT_S:
-            return
-        self._beaten_at = now
-        for turn in turns:
-            live = self._live.get(turn.sequence)
-            if live is not None and not live.job.is_over:
-                turn.send(StageResponse(), False)
+    def _after_batch(self) -> None:
+        self._passed_at = self._clock()
+        self.beat()
 
-    def _advance(self, present: set[int], after_batch: Callable[[], object]) -> None:
+    def _advance(self, present: set[int]) -> None:
         moving = {
             live.job: live
             for sequence, live in self._live.items()
@@ -205,7 +229,7 @@ class Sequences:
             deadline = moving[job].deadline
             return job.is_over or (deadline is not None and self._clock() > deadline)
 
-        self._engine.advance(list(moving), is_over=is_over, after_batch=after_batch)
+        self._engine.advance(list(moving), is_over=is_over, after_batch=self._after_batch)
         now = self._clock()
         for live in moving.values():
             if live.deadline is not None and now > live.deadline and not live.job.is_over:
@@ -225,6 +249,8 @@ class Sequences:
                 turn.send_error(error if isinstance(error, ServiceError) else self._explained(error))
             return
         rounds = _rounds(live.job.take_moved())
+        if rounds:
+            live.moved_at = live.told_at = self._clock()
         for i, moved in enumerate(rounds):
             is_last = live.job.pictures is not None and i == len(rounds) - 1
             turn.send(self._response(live, moved, is_last), is_last)

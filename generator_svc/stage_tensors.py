@@ -2,9 +2,9 @@
 
 A request is one order's stage: P plans that share one condition. It is answered by a stream of responses: one for each
 round in which pictures of the order took a step, the last one with the finished pictures; one that says nothing is a
-sign of life in a long round. Every array travels with a
-leading dimension of 1, since a request is one row of Triton's batch; texts and plans travel as JSON in UINT8, because
-the Python backend of 2.51 ends its process over BYTES under NumPy 2.
+sign of life, twice a second where a step takes longer, for as long as it may take (PATIENCE_S, PATIENCE_PASSES).
+Every array travels with a leading dimension of 1, since a request is one row of Triton's batch; texts and plans travel
+as JSON in UINT8, because the Python backend of 2.51 ends its process over BYTES under NumPy 2.
 
     plans            UINT8 [N]           JSON array of `Plan.to_json`; an empty one asks for `model` alone,
                                          and ends the live request of the same request id
@@ -90,6 +90,8 @@ UNET_OUTPUTS: dict[str, TensorKind] = {
     "pictures": TensorKind(data_type="FP32", dims=(-1, 3, -1, -1)),
     "model": TensorKind(data_type="UINT8", dims=(-1,)),
 }
+PATIENCE_S, PATIENCE_PASSES = 10.0, 10
+"""What a step may take before its model is taken for hung: so long, or so many full and undisturbed passes."""
 TEXT_ENCODER = "text_encoder"
 MAX_TEXTS_BYTES = 1 << 20
 TEXT_INPUTS: dict[str, TensorKind] = {"texts": TensorKind(data_type="UINT8", dims=(-1,))}

@@ -8,10 +8,8 @@ by canaries alone, further and further apart (a circuit breaker that is closed b
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import random
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from common.service.errors import DeadlineExceeded, ServiceError, Unavailable
+from generator_svc.triton_addresses import resolved
 from generator_svc.triton_client import EndpointFailed, TritonClient
 from generator_svc.triton_metrics import TritonMetrics
 
-UNIX = "unix:"
 _EJECTED_AT = 8  # suspicion: a request's failure is 1, a failure that is certain all of it
 _OF_CANARY, _OF_SILENCE = 2, 4  # the same of a canary that failed, and of one that nobody answered
 _RECHECK_S = 0.25  # between canaries while an endpoint is under suspicion
@@ -42,8 +40,9 @@ class EndpointPolicy:
         canary_interval_s: between canaries, where nothing else is heard of an endpoint.
         canary_timeout_s: in which either the canary is answered or Triton itself answers.
         answer_s: what a canary may take at a Triton that answers: that a stub is gone takes it a second to find out.
-        silence_s, stall_s: how long the canaries of such a Triton may go without an answer, at least and at most: they
-            stand behind the step under way, which may be a long one. Between the two the model decides, see `Endpoints`.
+        silence_s: how long nothing may come from a model that answers a request in parts, while its Triton lives.
+        stall_s: how long nothing may come from another at most: canaries stand behind the step under way for another's
+            request, which may be a long one. Between the two the model decides, see `Endpoints`.
         min_backoff_s, max_backoff_s: from an ejection to the next canary, doubled each time; each is shortened by up
             to a half at random, so that many generators do not ask at once.
         resolve_interval_s: between look-ups of names.
@@ -71,6 +70,7 @@ class Endpoint(Generic[T]):
         suspicion: failures since the last success, see `_EJECTED_AT`.
         ejections: ejections, and canaries that failed since, without a request's success between them.
         heard_at: time.monotonic() of its last answer or part of one.
+        speaking: requests that have been answered in part: the model shows twice a second that it lives.
     """
 
     client: TritonClient
@@ -80,6 +80,7 @@ class Endpoint(Generic[T]):
     suspicion: int = 0
     ejections: int = 0
     heard_at: float = float("-inf")
+    speaking: int = 0
     requests: set[asyncio.Task[object]] = field(default_factory=set)
     abandoned: set[asyncio.Task[object]] = field(default_factory=set)
     doubted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -88,6 +89,22 @@ class Endpoint(Generic[T]):
     @property
     def address(self) -> str:
         return self.client.address
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[Callable[[], None]]:
+        """While an answer comes in parts: gives what is to be called with each of them."""
+        is_first = True
+
+        def heard() -> None:
+            nonlocal is_first
+            self.heard_at = time.monotonic()
+            self.speaking += is_first
+            is_first = False
+
+        try:
+            yield heard
+        finally:
+            self.speaking -= not is_first
 
 
 class Endpoints(Generic[T]):
@@ -190,11 +207,6 @@ class Endpoints(Generic[T]):
             endpoint.abandoned.discard(task)
             if self._endpoints.get(endpoint.address) is endpoint:
                 gauge.set(endpoint.in_flight)
-
-    @staticmethod
-    def hear(endpoint: Endpoint[T]) -> None:
-        """A part of an answer has come from `endpoint`."""
-        endpoint.heard_at = time.monotonic()
 
     async def _choose(self, until: float, avoid: Endpoint[T] | None) -> Endpoint[T]:
         while True:
@@ -308,8 +320,9 @@ class Endpoints(Generic[T]):
 
     def _stall_s(self, endpoint: Endpoint[T]) -> float:
         policy = self.policy
-        asked_s = 0.0 if endpoint.told is None else self._patience_s(endpoint.told)
-        return min(policy.stall_s, max(policy.silence_s, asked_s))
+        if endpoint.speaking or endpoint.told is None:
+            return min(policy.stall_s, policy.silence_s)
+        return min(policy.stall_s, max(policy.silence_s, self._patience_s(endpoint.told)))
 
     def _abandon(self, endpoint: Endpoint[T]) -> None:
         """Take the requests at a silent endpoint for lost; `lease` says so to whoever waits for them."""
@@ -366,26 +379,3 @@ class Endpoints(Generic[T]):
 
     def _target(self, endpoint: Endpoint[T]) -> str:
         return f"{self.model}@{endpoint.address}"
-
-
-async def resolved(address: str) -> set[str]:
-    """What `address` stands for: itself for a Unix socket or a number, each of its numbers for a name.
-
-    Raises:
-        OSError: the name is not known, or nobody answers.
-    """
-    host, _, port = address.rpartition(":")
-    if address.startswith(UNIX) or _is_number(host.strip("[]")):
-        return {address}
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-    hosts = {str(place[0]) for _, _, _, _, place in found}
-    return {f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in hosts}
-
-
-def _is_number(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -18,6 +18,8 @@ from generator_svc.live_bytes import live_bytes
 from generator_svc.stage_backend import OnStep, StageInfo, StageNeeds
 from generator_svc.stage_inputs import EncodedTexts, StageInputs
 from generator_svc.stage_tensors import (
+    PATIENCE_PASSES,
+    PATIENCE_S,
     TEXT_ENCODER,
     ModelCard,
     StageRequest,
@@ -32,8 +34,6 @@ from generator_svc.triton_client import RETRY_AFTER_S, EndpointFailed, TritonCli
 from generator_svc.triton_endpoints import Endpoint, EndpointPolicy, Endpoints
 from generator_svc.triton_metrics import TritonMetrics
 from generator_svc.triton_retries import RetryBudget, with_retries
-
-PATIENCE_PASSES = 10  # full and undisturbed ones; a stage shows that it lives after each pass
 
 _NO_PLANS = pack_request(StageRequest(plans=(), inputs=None))
 """Asks for the model's card; under the request id of a live request it ends that one."""
@@ -85,7 +85,7 @@ class TritonStage:
             policy=policy,
             metrics=metrics,
             on_change=on_change,
-            patience_s=lambda card: PATIENCE_PASSES * card.pass_s,
+            patience_s=lambda card: max(PATIENCE_S, PATIENCE_PASSES * card.pass_s),
         )
         self.budget = RetryBudget()
         self.metrics = metrics
@@ -179,13 +179,13 @@ class TritonSeat:
         sent = time.monotonic()
         began = None
         stream = endpoint.client.stream(model, tensors, timeout_s=timeout_s, farewell=_NO_PLANS)
-        async with aclosing(stream) as answers:
+        async with aclosing(stream) as answers, endpoint.listening() as heard:
             async for answer in answers:
+                heard()
                 now = time.monotonic()
                 if began is None:
                     began = now
                     metrics.queue_s.labels(model).observe(now - sent)
-                self._stage.endpoints.hear(endpoint)
                 response = unpack_response(answer)
                 steps.tell(response)
                 if response.pictures is not None:

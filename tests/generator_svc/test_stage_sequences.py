@@ -15,7 +15,7 @@ from common.stages import stage
 from generator_svc.compiled_unet import Padded
 from generator_svc.stage_engine import StageEngine
 from generator_svc.stage_sequences import Sequences, Turn
-from generator_svc.stage_tensors import ModelCard, StageRequest, StageResponse
+from generator_svc.stage_tensors import PATIENCE_S, ModelCard, StageRequest, StageResponse
 from tests.generator_svc.test_triton_conformance import ORDERS, plans, text_inputs
 from tests.generator_svc.tiny_stack import TINY_64, tiny_unet
 
@@ -184,6 +184,27 @@ def test_a_long_round_shows_that_it_goes_on(desk: Desk, monkeypatch: pytest.Monk
     desk.execute(many, other)
     assert [response.steps for response in many.said] == [(), (), (), (1,) * 20]
     assert other.said[-1].pictures is not None and len(other.said) <= 3
+
+
+def test_a_long_step_shows_that_the_process_lives_until_it_takes_too_long(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 30 s; the thread that beats comes every quarter of a second. Whose turn it is not hears it as well."""
+    waiting, other = make_caller(1, 5), make_caller(2, 5)
+    desk.engine.single_s = 0.01
+    desk.execute(waiting)
+    monkeypatch.setattr(desk.engine, "_step", lambda batch: [hang() for _ in range(120)])
+
+    def hang() -> None:
+        desk.now += 0.25
+        desk.sequences.beat()
+
+    desk.sequences.execute([other.turn()])
+    for caller, told in ((waiting, [(1,)]), (other, [])):
+        assert [response.steps for response in caller.said[: len(told)]] == told
+        beats = caller.said[len(told) :]
+        assert beats == [StageResponse()] * len(beats), "it says nothing else"
+        assert 2 * PATIENCE_S - 2 <= len(beats) <= 2 * PATIENCE_S, "a network that hangs is not vouched for"
 
 
 def ask_card(desk: Desk, number: int) -> Caller:

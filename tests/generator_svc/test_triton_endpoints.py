@@ -206,6 +206,7 @@ def test_a_model_is_waited_for_as_long_as_its_passes_take(
     host: Host, triton_server: TritonServer, monkeypatch: pytest.MonkeyPatch, passes: int, is_ejected: bool
 ) -> None:
     monkeypatch.setattr("generator_svc.triton_stage.PATIENCE_PASSES", passes)
+    monkeypatch.setattr("generator_svc.triton_stage.PATIENCE_S", 0.0)
 
     async def ask() -> None:
         policy = EndpointPolicy(canary_interval_s=0.1, canary_timeout_s=0.5, answer_s=0.5, silence_s=0.5)

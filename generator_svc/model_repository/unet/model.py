@@ -20,7 +20,7 @@ from generator_svc.served_stage import StageParameters, open_stage
 from generator_svc.stage_sequences import Turn
 from generator_svc.stage_tensors import StageResponse, pack_error, pack_response, unpack_request
 
-SWEEP_S = 0.25  # how long the state of a cancelled request may outlive it where no other request comes
+SWEEP_S = 0.25  # how long the state of a cancelled request may outlive it where no other request comes; half a beat
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -62,6 +62,7 @@ class TritonPythonModel:
     def _sweep(self) -> None:
         while not self._is_closing.wait(SWEEP_S):
             if self._sequences.num_live:
+                self._sequences.beat()
                 self._sequences.sweep()
             self._metrics.flush(self._sequences.num_live, self._engine.room.taken)
 
