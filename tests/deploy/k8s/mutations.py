@@ -84,6 +84,11 @@ def unknown_field_of_a_pod_monitor(m: Manifests) -> None:
 
 
 @breaks("schema")
+def rule_that_is_alert_and_record(m: Manifests) -> None:
+    named(m, "PrometheusRule", "serving")["spec"]["groups"][0]["rules"][0]["record"] = "down"
+
+
+@breaks("schema")
 def wrong_type_of_a_scaled_object(m: Manifests) -> None:
     named(m, "ScaledObject", "triton")["spec"]["pollingInterval"] = "15s"
 

@@ -210,5 +210,12 @@ def test_custom_objects_are_few() -> None:
     """Each kind that Kubernetes does not bring has its schema here."""
     kinds = {each["kind"] for overlay in OVERLAYS for each in stack(overlay) if "." in each["apiVersion"].split("/")[0]}
     builtin = {"Role", "RoleBinding", "NetworkPolicy", "PriorityClass"}
-    assert kinds - builtin == {"ServiceMonitor", "PodMonitor", "ScaledObject", "LocalQueue", "TrainJob"}
+    assert kinds - builtin == {
+        "ServiceMonitor",
+        "PodMonitor",
+        "PrometheusRule",
+        "ScaledObject",
+        "LocalQueue",
+        "TrainJob",
+    }
     assert of_kind(stack("gpu-ha"), "LocalQueue")

@@ -1,0 +1,191 @@
+"""Rules, objectives, runbooks and Alertmanager's configuration: each by Prometheus' own tools, and each by the others."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.local.children import ROOT
+from deploy.monitoring.manifests import COMPONENT, OBJECTIVES, component_text, objectives_text, rule_files
+from deploy.monitoring.objectives import BUDGET, BURN_RATES, ERRORS, STALE, WINDOW, windows
+from deploy.monitoring.objectives import OBJECTIVES as PROMISES
+from tests.deploy.k8s.rendering import OVERLAYS, of_kind, stack
+from tests.deploy.k8s.workload_rules import SETTINGS
+from tests.deploy.monitoring.metrics_page import documented
+
+TOOLS = ROOT / "build" / "prometheus"
+MONITORING = ROOT / "deploy" / "monitoring"
+CASES = Path(__file__).parent / "alerts"
+RUNBOOKS = (MONITORING / "runbooks.md").read_text()
+ALERTMANAGER = MONITORING / "alertmanager.yaml"
+SEVERITIES = {"page", "ticket", "none"}
+NEVER_SILENT = {"Heartbeat"}
+
+
+def tool(name: str, *arguments: object) -> str:
+    """What a tool says, which has to succeed."""
+    assert (TOOLS / name).is_file(), f"{TOOLS / name} is not there; run `make prometheus`"
+    command = [str(TOOLS / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rules() -> list[dict[str, Any]]:
+    return [
+        rule for path in rule_files() for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]
+    ]
+
+
+def alerts() -> dict[str, dict[str, Any]]:
+    return {rule["alert"]: rule for rule in rules() if "alert" in rule}
+
+
+def test_promtool_takes_the_rules() -> None:
+    tool("promtool", "check", "rules", "--lint=all", "--lint-fatal", *rule_files())
+
+
+@pytest.mark.parametrize("cases", sorted(CASES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_alerts_fire_and_are_silent(cases: Path) -> None:
+    tool("promtool", "test", "rules", cases)
+
+
+def test_each_alert_has_a_case_that_fires_and_a_silent_one() -> None:
+    fires, silent = set(), set()
+    for path in CASES.glob("*.yaml"):
+        for case in yaml.safe_load(path.read_text())["tests"]:
+            for each in case["alert_rule_test"]:
+                (fires if each["exp_alerts"] else silent).add(each["alertname"])
+                assert case["name"].startswith(f"{each['alertname']} {'fires' if each['exp_alerts'] else 'is silent'}")
+    assert fires == set(alerts())
+    assert silent == set(alerts()) - NEVER_SILENT
+    assert {path.name for path in CASES.glob("*.yaml")} == {path.name for path in rule_files()}
+
+
+def test_each_alert_says_how_bad_it_is_and_what_to_do() -> None:
+    for name, alert in alerts().items():
+        assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}, name
+        assert alert["labels"]["severity"] in SEVERITIES, name
+        page, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+        assert page == "deploy/monitoring/runbooks.md" and anchor == name.lower()
+    names = [rule["alert"] for rule in rules() if "alert" in rule]
+    assert len(names) == len(set(names))
+
+
+def test_each_alert_has_its_runbook_and_each_runbook_its_alert() -> None:
+    sections = re.findall(r"^## (\w+)\n\n(.+?)(?=^## |\Z)", RUNBOOKS, re.MULTILINE | re.DOTALL)
+    assert sorted(name for name, _ in sections) == sorted(alerts())
+    for name, text in sections:
+        assert len(text) > 80, name
+
+
+def test_runbooks_speak_of_what_there_is() -> None:
+    known = {prefix + each.name.upper() for kind, prefix in SETTINGS.values() for each in fields(kind)}
+    assert set(re.findall(r"\bREIMAGEN_\w+", RUNBOOKS)) <= known
+    said = set(re.findall(r"\b(?:reimagen|grpc_server|DCGM|kube|nv)_\w+", RUNBOOKS)) - {"reimagen_svc"}
+    assert {_family(name) for name in said} <= {metric.name for metric in documented()}
+    for link in re.findall(r"\]\(([^)#]+)\)", RUNBOOKS + (MONITORING / "slo.md").read_text()):
+        assert (MONITORING / link).exists(), link
+    words = set(re.findall(r"(?<![`\w./-])([A-Z][a-z]+(?:[A-Z][a-z]+)+)(?![\w`])", RUNBOOKS))
+    assert {word for word in words if word in alerts()} >= {"GeneratorQueueFull", "TritonModelDied"}
+
+
+def test_rules_ask_for_metrics_that_are_documented() -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    known = {metric.name for metric in documented()}
+    for rule in rules():
+        expression = re.sub(r'"[^"]*"', "", rule["expr"])
+        asked = set(
+            re.findall(
+                r"\b(?:[a-z]+:)?(?:reimagen|grpc|nv|kube|kubelet|DCGM|certmanager|collection|cluster|app)_[\w:]+",
+                expression,
+            )
+        )
+        assert asked - recorded, rule if not asked & recorded else None
+        assert {_family(name) for name in asked - recorded} <= known, rule
+
+
+def test_what_follows_from_other_files_is_up_to_date() -> None:
+    """Else: `python -m deploy.monitoring write`."""
+    assert OBJECTIVES.read_text() == objectives_text()
+    assert COMPONENT.read_text() == component_text()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_cluster_gets_the_same_rules(overlay: str) -> None:
+    groups = [group for each in of_kind(stack(overlay), "PrometheusRule") for group in each["spec"]["groups"]]
+    if overlay == "local-cpu":
+        assert groups == []
+        return
+    ours = [group for path in rule_files() for group in yaml.safe_load(path.read_text())["groups"]]
+    assert sorted(groups, key=str) == sorted(ours, key=str)
+
+
+def test_the_page_of_objectives_says_what_is_measured() -> None:
+    page = (MONITORING / "slo.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| ([\d.]+) % \|", page, re.MULTILINE))
+    assert {slo: float(target) for slo, target in rows.items()} == {
+        each.slo: pytest.approx(100 * each.target) for each in PROMISES
+    }
+    rows = re.findall(
+        r"^\| `(\w+)` \| (?:more than )?([\d.]*) ?(?:times )?too fast \| (\w+) \| (\w+) \| .* \| (\w+) \|",
+        page,
+        re.MULTILINE,
+    )
+    assert [(alert, float(rate or 1), long, short, who) for alert, rate, long, short, who in rows] == [
+        (each.alert, each.rate, each.long, each.short, each.severity) for each in BURN_RATES
+    ]
+    assert WINDOW == "30d" and "30 days" in page
+    for name in (BUDGET, ERRORS + windows()[0], *(windows()[1:])):
+        assert name in page
+    assert STALE in OBJECTIVES.read_text()
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        ("alertname=ServiceDown severity=page service=retrieval", "pager"),
+        ("alertname=ErrorBudgetBurnsSlowly severity=ticket service=generator slo=generator-latency", "tickets"),
+        ("alertname=TrainingStalled severity=ticket service=trainer", "training"),
+        ("alertname=ServiceDown severity=page service=trainer", "pager"),
+        ("alertname=Heartbeat severity=none service=monitoring", "heartbeat"),
+        ("alertname=SomebodyElses", "tickets"),
+    ],
+)
+def test_alerts_reach_whom_they_should(labels: str, receiver: str) -> None:
+    said = tool("amtool", "config", "routes", "test", f"--config.file={ALERTMANAGER}", *labels.split())
+    assert said.split() == [receiver]
+
+
+def test_amtool_takes_the_configuration_and_every_alert_has_a_route_of_its_own() -> None:
+    assert "SUCCESS" in tool("amtool", "check-config", ALERTMANAGER)
+    config = yaml.safe_load(ALERTMANAGER.read_text())
+    by_severity = {"page": {"pager"}, "ticket": {"tickets", "training"}, "none": {"heartbeat"}}
+    used = set()
+    for name, alert in alerts().items():
+        labels = {key: value for key, value in alert["labels"].items() if "{{" not in value}
+        routes = config["route"]["routes"]
+        receiver = next(r["receiver"] for r in routes if _matches(r["matchers"], labels | {"alertname": name}))
+        assert receiver in by_severity[labels["severity"]], name
+        used.add(receiver)
+    assert used == {each["name"] for each in config["receivers"]}
+    inhibiting = re.findall(r"alertname =~? \"?(\w+(?:\|\w+)*)", str(config["inhibit_rules"]))
+    assert {name for names in inhibiting for name in names.split("|")} <= set(alerts())
+
+
+def _matches(matchers: list[str], labels: dict[str, str]) -> bool:
+    wanted = dict(part.split(" = ") for part in matchers)
+    return all(labels.get(name) == value for name, value in wanted.items())
+
+
+def _family(name: str) -> str:
+    return re.sub(r"_(bucket|sum|count)$", "", name) if name not in _OWN_COUNTS else name
+
+
+_OWN_COUNTS = {"nv_inference_count", "nv_inference_exec_count", "nv_inference_pending_request_count"}
