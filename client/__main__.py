@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from client.command_line import BadInput, Parser, connection_flags
+from client.command_line import BadInput, Parser, asked_at, connection_flags
 from client.errors import ServiceFailed
 from client.generate_command import add_generate
 from client.knowledge_base_command import add_kb
@@ -29,13 +29,14 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     with the call cancelled.
     """
     before = signal.signal(signal.SIGTERM, _unwind)
+    flags = argparse.Namespace()
     try:
         flags = _parser(os.environ if environment is None else environment).parse_args(arguments)
         return flags.body(flags)
     except (BadInput, FieldError) as error:
         return _say(str(error), BAD_INPUT)
     except ServiceFailed as error:
-        return _say(_what_failed(error), BAD_INPUT if error.code in _CALLERS_FAULT else FAILED)
+        return _say(_what_failed(error, flags), BAD_INPUT if error.code in _CALLERS_FAULT else FAILED)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -59,12 +60,15 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _what_failed(error: ServiceFailed) -> str:
-    """The fields at fault where the service names them, else its code and what it says."""
+def _what_failed(error: ServiceFailed, flags: argparse.Namespace) -> str:
+    """The fields at fault where the service names them, else its code and what it says; and where it was asked, if nobody
+    answered there."""
     if error.violations:
         return "; ".join(f"{violation.field}: {violation.description}" for violation in error.violations)
     later = f" (try again in {error.retry_after_s:g} s)" if error.retry_after_s is not None else ""
-    return f"{error.code}: {error.description}{later}"
+    nobody = error.code == "UNAVAILABLE" and not error.reason  # a service that answers gives a reason
+    where = f" ({asked_at(flags)})" if nobody else ""
+    return f"{error.code}: {error.description}{later}{where}"
 
 
 def _unwind(number: int, frame: FrameType | None) -> NoReturn:

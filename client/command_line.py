@@ -17,6 +17,7 @@ from client.channel import Tls
 from client.client import Client
 
 GENERATOR, RETRIEVAL, TRAINER = "REIMAGEN_GENERATOR", "REIMAGEN_RETRIEVAL", "REIMAGEN_TRAINER"
+SERVICES = (("--generator", GENERATOR), ("--retrieval", RETRIEVAL), ("--trainer", TRAINER))
 API_KEY = "REIMAGEN_API_KEY"
 
 
@@ -35,7 +36,7 @@ def connection_flags(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The flags that say where the services are, with defaults of the environment."""
     parser = Parser(add_help=False)
     group = parser.add_argument_group("services")
-    for flag, variable in (("--generator", GENERATOR), ("--retrieval", RETRIEVAL), ("--trainer", TRAINER)):
+    for flag, variable in SERVICES:
         group.add_argument(
             flag,
             default=environment.get(variable, ""),
@@ -72,6 +73,12 @@ def connected(
     if not key.isascii() or not key.isprintable():
         raise BadInput("--api-key-file: the key has characters that are not printable ASCII")
     return Client(flags.generator, retrieval=flags.retrieval, trainer=flags.trainer, api_key=key, tls=_tls(flags))
+
+
+def asked_at(flags: argparse.Namespace) -> str:
+    """Where the services were looked for, and what says so."""
+    addresses = ((flag, variable, getattr(flags, flag.removeprefix("--"), "")) for flag, variable in SERVICES)
+    return "; ".join(f"{flag}, or {variable}, is {address}" for flag, variable, address in addresses if address)
 
 
 def read_file(flag: str, path: Path) -> bytes:

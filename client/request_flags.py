@@ -147,8 +147,9 @@ def _record(flags: argparse.Namespace) -> str:
         if not flags.prompt:
             raise BadInput("--prompt: is missing; give it, or --record")
         return ""
+    content = read_file("--record", flags.record)
     try:
-        return read_record(read_file("--record", flags.record))
+        return read_record(content)
     except ValueError as error:
         raise BadInput(f"--record: {flags.record}: {error}") from None
 

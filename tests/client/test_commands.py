@@ -159,7 +159,7 @@ def test_references_starts_and_negative_prompts_change_the_picture(reimagen: Rei
         (["--prompt", PROMPT, "--api-key-file", "nowhere"], "--api-key-file: nowhere: No such file"),
         (["--prompt", PROMPT, "--tls-key", "nowhere"], "--tls-certificate: is missing"),
         (["--prompt", PROMPT, "--generator", ""], "--generator: is missing; give it, or set REIMAGEN_GENERATOR"),
-        (["--record", "nowhere"], "--record: nowhere: No such file"),
+        (["--record", "nowhere"], "error: --record: nowhere: No such file"),
         ([], "--prompt: is missing"),
         (["--colour", "red", "--prompt", PROMPT], "unrecognized arguments: --colour red"),
     ],
@@ -172,6 +172,12 @@ def test_what_cannot_be_is_one_line_that_names_it(
     (line,) = [line for line in err.splitlines() if "error" in line]
     assert line.startswith("reimagen: error: ") and named in line
     assert not (tmp_path / "out").exists()
+
+
+def test_where_nobody_answers_the_address_and_what_sets_it_are_named(reimagen: Reimagen) -> None:
+    nowhere = "127.0.0.1:1"  # where no service listens
+    status, _, err = reimagen("kb", "list", "--retrieval", nowhere)
+    assert status == 1 and f"--retrieval, or REIMAGEN_RETRIEVAL, is {nowhere}" in err
 
 
 def test_failures_are_one_line_with_status_1(reimagen: Reimagen, tmp_path: Path) -> None:
