@@ -43,6 +43,7 @@ class Pages:
 
         app.on_response_prepare.append(protect)
         app.router.add_get("/", self.front)
+        app.router.add_get("/favicon.ico", self.icon)
         app.router.add_post("/join", self.join)
         app.router.add_get("/r/{link}", self.front)
         app.router.add_get("/r/{link}/screen", self.screen)
@@ -56,6 +57,10 @@ class Pages:
         if "link" in request.match_info:
             self._rater(request)
         return web.Response(text=self._page, content_type="text/html")
+
+    async def icon(self, request: web.Request) -> web.Response:
+        """Browsers ask for one."""
+        return web.Response(status=204)
 
     async def join(self, request: web.Request) -> web.Response:
         """A new rater by name; gives the last part of the rater's address."""
