@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from deploy.local.children import NO_BARS, ROOT, ChildFailed
 from deploy.local.knowledge_base import LIBRARY, NAME, ensure_knowledge_base
 from deploy.local.supervision import LOGS, Program, Supervision
 from deploy.local.working_copy import copy_library
+from deploy.monitoring.manifests import RULES
+from deploy.monitoring.tools import installed
 from generator_svc.export import ExportSettings, export
 from generator_svc.model_versions import prune
 
@@ -107,11 +108,21 @@ def status(folder: Path) -> str:
         ChildFailed: none is up.
     """
     supervision = Supervision(folder)
+    return table(programs_of(supervision), supervision)
+
+
+def programs_of(supervision: Supervision) -> list[Program]:
+    """What the stack is made of.
+
+    Raises:
+        ChildFailed: none is up.
+    """
+    folder = supervision.folder
     if not supervision.is_up():
         raise ChildFailed(f"{folder}: no stack is up; `make up` starts one")
     said = json.loads((folder / SETTINGS).read_text())
     settings = StackSettings(**(said | {"weights": Path(said["weights"])}))
-    return table(_programs(settings, folder), supervision)
+    return _programs(settings, folder)
 
 
 def table(programs: Sequence[Program], supervision: Supervision) -> str:
@@ -156,8 +167,8 @@ def _programs(settings: StackSettings, folder: Path) -> list[Program]:
         "weights": folder / TRAINING / "weights",
     }
     programs.append(_service(TRAINER, ports, kept))
-    if shutil.which(PROMETHEUS):
-        programs.append(_prometheus(folder, ports[PROMETHEUS]))
+    if prometheus := installed(PROMETHEUS):
+        programs.append(_prometheus(prometheus, folder, ports[PROMETHEUS]))
     return programs
 
 
@@ -189,11 +200,11 @@ def _triton(folder: Path, port: int) -> Program:
     )
 
 
-def _prometheus(folder: Path, port: int) -> Program:
+def _prometheus(path: str, folder: Path, port: int) -> Program:
     return Program(
         name=PROMETHEUS,
         command=[
-            PROMETHEUS,
+            path,
             f"--config.file={folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={folder / 'prometheus'}",
             f"--web.listen-address={HOST}:{port}",
@@ -208,8 +219,9 @@ def _prometheus_config(programs: Sequence[Program]) -> str:
         for program in programs
         if program.metrics_port
     ]
-    # JSON is YAML.
-    return json.dumps({"global": {"scrape_interval": "5s"}, "scrape_configs": jobs}, indent=2) + "\n"
+    every = {"scrape_interval": "5s", "evaluation_interval": "15s"}
+    config = {"global": every, "rule_files": [str(RULES / "*.yaml")], "scrape_configs": jobs}
+    return json.dumps(config, indent=2) + "\n"  # JSON is YAML
 
 
 def _make_library(folder: Path, demonstration: Path, corpus: Path, clip: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 
 from client import Client
 from deploy.local.children import ROOT
+from deploy.monitoring.tools import installed
 
 TIMEOUT_S = 400.0
 NUM_PORTS = 10
@@ -99,7 +99,7 @@ def test_the_table_says_where_everything_is(stack: Up) -> None:
         "triton",
         "generator",
         "trainer",
-        *(["prometheus"] if shutil.which("prometheus") else []),
+        *(["prometheus"] if installed("prometheus") else []),
     ]
     assert names == [*wanted, "state", "export"]
     assert all("running" in line for line in stack.table.splitlines()[1:-2])
