@@ -28,7 +28,7 @@ SECONDS_1024 ?= 1200
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
 
-.PHONY: help env triton kubectl oracles prometheus fire-drill proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
+.PHONY: help env triton kubectl oracles prometheus fire-drill dashboards dashboards-check dashboard-pictures proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -141,6 +141,15 @@ lint: proto ## ruff, pyright and buf
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/buf lint proto
 	$(VENV)/bin/pyright
+
+dashboards: env ## Write the dashboards' JSON from their description: deploy/monitoring/dashboards
+	$(PY) -m deploy.monitoring.dashboards write
+
+dashboards-check: proto triton prometheus ## Ask every query of the dashboards of a stack that is started for it
+	$(PY) -m deploy.monitoring.dashboards check
+
+dashboard-pictures: proto triton prometheus ## Draw the dashboards from five minutes of such a stack, for their README
+	$(PY) -m deploy.monitoring.dashboards pictures
 
 train-data: knowledge-base ## Prepare what training reads (once): pictures, text states, neighbors
 	$(PY) -m trainer prepare --corpus $(CORPUS) --data $(DATA)

@@ -1,0 +1,1 @@
+"""A stack that runs and is asked for things, a Prometheus that reads it, and the dashboards' queries against both."""
