@@ -65,7 +65,9 @@ def run_ablation(
     names = {system.name for system in row.systems}
     scores = [score for score in score_run(folder, suite, galleries, progress, styles_of) if score.system in names]
     rows = [each for each in folder.rows() if each.system in names]
-    figures = run_figures(rows, scores, [pair for pair in row.compared if set(pair) <= {s.system for s in scores}])
+    drawn = {score.system for score in scores}
+    pairs = [pair for pair in row.compared if set(pair) <= drawn]
+    figures = run_figures(rows, scores, pairs, order=[system.name for system in row.systems])
     written = {
         "name": row.name,
         "question": row.question,

@@ -50,9 +50,10 @@ def _bars(axes: Axes, row: Ablation, systems: Systems) -> None:
             label=point.system.name,
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#333"},
         )
-    axes.set_xticks(range(len(groups)), [f"{f}\n{part}".strip() for f, part in groups], fontsize=8)
+    shown = [(f if len(row.figures) > 1 else "", part.removeprefix("category/")) for f, part in groups]
+    axes.set_xticks(range(len(groups)), [f"{f}\n{part}".strip() for f, part in shown], fontsize=8)
     axes.set_ylim(0, 1.02)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _lines(axes: Axes, row: Ablation, systems: Systems) -> None:

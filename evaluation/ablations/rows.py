@@ -119,7 +119,7 @@ GUIDANCE = Ablation(
     + tuple((f"interleaved-{n}", f"joint-{n}") for n in STRATEGY_STEPS),
     plot="lines",
     axis="steps",
-    prompts=12,
+    prompts=8,
     log_axis=True,
 )
 ETA = Ablation(
@@ -127,21 +127,22 @@ ETA = Ablation(
     question="What does eta trade: text alignment against entity faithfulness?",
     points=tuple(
         Point(
-            system=_system(f"{strategy}-eta-{round(100 * eta)}", guidance_strategy=strategy, eta=eta, **weights),
+            system=_system(f"{strategy}-eta-{round(100 * eta)}", guidance_strategy=strategy, eta=eta),
             x=eta,
-            series=f"{strategy}, weights {label}",
+            series=strategy,
         )
-        for strategy, weights, label in (
-            ("weighted", {}, "2"),
-            ("interleaved", {}, "2"),
-        )
-        for eta in ETAS
+        for strategy, etas in (("weighted", ETAS), ("interleaved", ETAS[1:-1]))  # at 0 and at 1 the two are one
+        for eta in etas
     ),
-    figures=("text", "entity_r1"),
-    compared=(("weighted-eta-0", "weighted-eta-100"), ("interleaved-eta-0", "interleaved-eta-100")),
+    figures=("style", "entity_r1"),
+    compared=(
+        ("weighted-eta-0", "weighted-eta-100"),
+        ("weighted-eta-0", "weighted-eta-50"),
+        ("weighted-eta-50", "interleaved-eta-50"),
+    ),
     plot="tradeoff",
     axis="eta",
-    prompts=32,
+    prompts=48,
 )
 K = Ablation(
     name="k",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from client import NO_RETRY, Client
 from common.corpus import iter_pairs, read_manifest
@@ -22,6 +25,7 @@ from evaluation.entitydraw.scoring import Galleries, Styles, score_run
 from evaluation.entitydraw.suite_file import Suite, SuiteError, read_suite
 from evaluation.entitydraw.systems import BUILT_IN, read_systems
 from evaluation.scores.style import (
+    StyleClassifier,
     TrunkFeatures,
     fit_style_classifier,
     read_style_classifier,
@@ -85,15 +89,24 @@ def galleries_of(suite: Suite, corpus: Path) -> Galleries:
 
 
 def styles_of_corpus(suite: Suite, corpus: Path, progress: Progress) -> Styles | None:
-    """Tells the styles of the corpus apart; None where the suite asks for none. Fitted once, and kept beside the corpus."""
+    """Tells the styles of the corpus apart; None where the suite asks for none. Fitted at first use, once, and kept beside the
+    corpus."""
     if not any(prompt.target and "style" in prompt.target.facets for prompt in suite.prompts):
         return None
-    encoder = TrunkFeatures(Path(packaged_clip()))
-    path = corpus.parent / f"style-{read_manifest(corpus).fingerprint[:12]}-{encoder.name}.safetensors"
-    if not path.exists():
-        write_style_classifier(path, fit_style_classifier(corpus, encoder, encoder.name, progress))
-    classifier = read_style_classifier(path)
-    return lambda pictures: classifier.styles_of(encoder(pictures))
+
+    @cache
+    def fitted() -> tuple[TrunkFeatures, StyleClassifier]:
+        encoder = TrunkFeatures(Path(packaged_clip()))
+        path = corpus.parent / f"style-{read_manifest(corpus).fingerprint[:12]}-{encoder.name}.safetensors"
+        if not path.exists():
+            write_style_classifier(path, fit_style_classifier(corpus, encoder, encoder.name, progress))
+        return encoder, read_style_classifier(path)
+
+    def styles_of(pictures: Sequence[np.ndarray]) -> list[str]:
+        encoder, classifier = fitted()
+        return classifier.styles_of(encoder(pictures))
+
+    return styles_of
 
 
 def measure(
@@ -101,7 +114,7 @@ def measure(
 ) -> dict[str, Any]:
     """Score what is drawn, write `scores.jsonl` and `figures.json`, and give the figures."""
     scores = score_run(folder, suite, galleries, progress, styles_of)
-    figures = run_figures(folder.rows(), scores)
+    figures = run_figures(folder.rows(), scores, order=list(folder.read_run()["systems"]))
     write_figures(folder, figures)
     return figures
 

@@ -116,16 +116,22 @@ def compare_systems(first: Sequence[ScoreRow], second: Sequence[ScoreRow]) -> di
 
 
 def run_figures(
-    rows: Sequence[PictureRow], scores: Sequence[ScoreRow], pairs: Sequence[tuple[str, str]] | None = None
+    rows: Sequence[PictureRow],
+    scores: Sequence[ScoreRow],
+    pairs: Sequence[tuple[str, str]] | None = None,
+    *,
+    order: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All figures of a run, by system, and the comparisons of its systems.
 
     Args:
         pairs: which systems are compared, by name; None: each with each.
+        order: of the systems, by name; those that it does not name come last.
     """
     by_system: dict[str, list[ScoreRow]] = defaultdict(list)
     for score in scores:
         by_system[score.system].append(score)
+    systems = [name for name in order if name in by_system] + sorted(set(by_system) - set(order))
     parts = parts_of(rows)
     seconds: dict[str, list[float]] = defaultdict(list)
     for row in rows:
@@ -140,11 +146,11 @@ def run_figures(
                 "all": figures_of(found),
                 "parts": {part: figures_of([r for r in found if r.prompt_id in ids]) for part, ids in parts.items()},
             }
-            for system, found in sorted(by_system.items())
+            for system, found in ((name, by_system[name]) for name in systems)
         },
         "comparisons": [
             {"first": first, "second": second, **compare_systems(by_system[first], by_system[second])}
-            for first, second in (combinations(sorted(by_system), 2) if pairs is None else pairs)
+            for first, second in (combinations(systems, 2) if pairs is None else pairs)
         ],
     }
 
