@@ -23,7 +23,7 @@ from trainer.crops import prepare_crops
 from trainer.dataset import Prepared, Progress, open_prepared, prepare
 from trainer.dry_run import dry_run
 from trainer.fit import Trainer, open_run
-from trainer.fit_command import add_fit_flags, at_side, fit, open_source
+from trainer.fit_command import add_fit_flags, at_side, cooled_down, fit, open_source
 from trainer.knn_command import add_corpus_flags, add_knn_flags, ask_for_neighbors, make_corpus
 from trainer.knn_lookup import LookupFailed
 from trainer.presets import PRESETS, Preset, preset
@@ -116,6 +116,8 @@ def _fit(flags: argparse.Namespace) -> None:
     row = preset(flags.preset)
     if flags.side is not None:
         row = at_side(row, flags.side)
+    if flags.cooldown is not None:
+        row = cooled_down(row, flags.examples, flags.cooldown)
     if flags.accumulation is not None:
         row = replace(row, accumulation=flags.accumulation)
     if flags.dry_run:

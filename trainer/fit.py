@@ -106,8 +106,7 @@ class Trainer:
     def learn(self, batch: Batch) -> dict[str, float]:
         """One optimizer step; a step whose gradient is not finite changes nothing on any rank, and says so."""
         state, preset = self.state, self.preset
-        rate = preset.learning_rate * min(1.0, (state.step + 1) / preset.warmup_steps)
-        rate *= math.sqrt(min(1.0, preset.decay_examples / max(state.examples, 1)))
+        rate = preset.learning_rate * rate_at(preset, state.step, state.examples)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         share = self._backward(batch)
@@ -307,6 +306,15 @@ class Trainer:
         """Tell the recorders of a picture uint8 [H, W, 3]."""
         for recorder in self.recorders:
             recorder.pictured(name, pixels, self.state.step)
+
+
+def rate_at(preset: Preset, step: int, examples: int) -> float:
+    """Share of the preset's learning rate that a step has, after so many steps and examples."""
+    rate = min(1.0, (step + 1) / preset.warmup_steps)
+    rate *= math.sqrt(min(1.0, preset.decay_examples / max(examples, 1)))
+    if preset.cooldown_examples:
+        rate *= min(1.0, (preset.total_examples - examples) / preset.cooldown_examples)
+    return rate
 
 
 class _Clock:

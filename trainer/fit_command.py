@@ -38,6 +38,7 @@ from trainer.watchdog import open_watchdog
 _LEAST = {
     "seconds": 0,
     "examples": 1,
+    "cooldown": 1,
     "log_every": 0,
     "evaluate_every": 0,
     "save_every": 0,
@@ -53,6 +54,9 @@ def add_fit_flags(command: argparse.ArgumentParser) -> None:
     """The flags of `fit`, beside those that it shares with `publish`."""
     command.add_argument("--seconds", type=float, help="stop after so long; the run can be resumed")
     command.add_argument("--examples", type=int, help="stop after so many examples in all")
+    command.add_argument(
+        "--cooldown", type=int, help="let the learning rate fall to zero over the last so many of --examples"
+    )
     command.add_argument("--log-every", type=float, default=Schedule.log_every_s, help="seconds (default: %(default)s)")
     command.add_argument(
         "--evaluate-every", type=float, default=Schedule.evaluate_every_s, help="seconds (default: %(default)s)"
@@ -142,6 +146,18 @@ def at_side(row: Preset, side: int) -> Preset:
             f"--side: {side} is not a multiple of {row.unet.granularity} up to {stage(row.stage).size}, as {row.name} needs"
         )
     return replace(row, curriculum=((0, side),))
+
+
+def cooled_down(row: Preset, examples: int | None, cooldown: int) -> Preset:
+    """The preset, ended at `examples` (None: where it ends) by a cooldown.
+
+    Raises:
+        ValueError: the cooldown is longer than that.
+    """
+    end = min(examples or row.total_examples, row.total_examples)
+    if cooldown > end:
+        raise ValueError(f"--cooldown: {cooldown} is more than the {end} examples of the run")
+    return replace(row, total_examples=end, cooldown_examples=cooldown)
 
 
 def open_source(row: Preset, prepared: Prepared) -> Source:

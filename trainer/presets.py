@@ -23,6 +23,8 @@ class Preset:
         time_exponent: training times are u^time_exponent, u uniform: below 1, noisier pictures are seen more often.
         text_dropout, neighbor_dropout: independent probabilities of the null condition (Re-Imagen, section 3.3).
         learning_rate, warmup_steps, decay_examples: linear warm-up, constant, then 1 / sqrt past `decay_examples`.
+        cooldown_examples: the last so many, over which the rate besides falls linearly to zero (Hagele et al. 2024, arXiv
+            2405.18392).
         ema: how the averaged weights are averaged: "classic", exponentially with `ema_decay`; or "post-hoc", as power
             functions of the step, whose length is chosen after training (Karras et al. 2024, arXiv 2312.02696, section 3).
         ema_decay: of the classic average, reached by warm-up (1 + step) / (10 + step); 0 for a post-hoc one.
@@ -55,6 +57,7 @@ class Preset:
     clip_norm: float
     total_examples: int
     seed: int
+    cooldown_examples: int = 0
     ema_decay: float = 0.0
     ema: Literal["classic", "post-hoc"] = "classic"
     ema_lengths: tuple[float, ...] = ()
@@ -140,6 +143,7 @@ _DEMO_256 = replace(
         skip_scale=1.0,
         positions=True,
         placement=False,
+        consistent=True,
     ),
     curriculum=((2**62, 64),),
     groups=16,
@@ -168,6 +172,7 @@ _DEMO_1024 = replace(
         skip_scale=1.0,
         positions=True,
         placement=False,
+        consistent=True,
     ),
     curriculum=((2**62, 128),),
 )

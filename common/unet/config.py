@@ -8,7 +8,7 @@ from typing import Any
 PLACEMENT_SIZE = 7  # zoom and shift, each (row, column); the color of the ground, less white
 PREFERENCE_SIZE = 32  # of what a text asks of neighbors, and of what each offers
 LAYER_CHANNELS = 4  # of a neighbor that is cut out: color times opacity, opacity
-LATER = {"text_attention", "skip_scale", "positions"}  # names that came after the first published weights
+LATER = {"text_attention", "skip_scale", "positions"}  # names that came after the first published weights, all at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class UNetConfig:
             are not those of whole pictures.
         placement: whether the text says where the neighbors are read ("small in the top left corner"), and they are laid
             there, pixel by pixel, beside what attention finds.
+        consistent: whether a super-resolution U-Net, which must say x0, keeps the colors of its input, see `Consistency`.
         boldness: logit that is added for neighbors' pixels in sampling while x_t shows little, see `Copy`.
     """
 
@@ -52,6 +53,7 @@ class UNetConfig:
     positions: bool
     placement: bool
     boldness: float = 0.0
+    consistent: bool = False
 
     def __post_init__(self) -> None:
         by_level = (self.widths, self.blocks, self.attention, self.text_attention, self.neighbor_attention)
@@ -72,6 +74,8 @@ class UNetConfig:
             raise ValueError("unet.placement: needs a U-Net with text and neighbors")
         if self.boldness < 0.0 or (self.boldness and not self.placement):
             raise ValueError(f"unet.boldness: {self.boldness} is negative, or nothing is laid that could be taken over")
+        if self.consistent and self.scale == 1:
+            raise ValueError("unet.consistent: needs a U-Net with a low-resolution input")
 
     def _attends(self) -> tuple[bool, ...]:
         reads = zip(self.attention, self.text_attention, self.neighbor_attention, strict=True)
@@ -91,13 +95,13 @@ class UNetConfig:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> UNetConfig:
-        """Inverse of `to_json`; also reads documents of before LATER's names were there, which have none of them.
+        """Inverse of `to_json`; also reads documents of before some names were there.
 
         Raises:
             ValueError: a name is unknown or missing.
         """
         known = {f.name for f in fields(cls)}
-        document = {"boldness": 0.0} | document
+        document = {"boldness": 0.0, "consistent": False} | document
         if set(document) == known - LATER:
             text = tuple(bool(a and document["text_width"]) for a in document["attention"])
             document = document | {"text_attention": text, "skip_scale": 1.0, "positions": True}

@@ -10,6 +10,7 @@ from common.diffusion.schedule import LOG_SNR_MAX
 from common.unet.collage import Posterior, Preference, cut_out
 from common.unet.condition import Condition, KeysValues
 from common.unet.config import LAYER_CHANNELS, PLACEMENT_SIZE, UNetConfig
+from common.unet.enlargement import Consistency, enlarge
 from common.unet.layers import Attention, NoiseEmbedding, ResidualBlock, grid_places
 from common.unet.reference import Copy, Laid, Placement, Reference
 
@@ -110,6 +111,7 @@ class UNet(nn.Module):
         self.copy = Copy(first, patch, config.boldness) if config.placement else None
         self.preference = Preference(config.text_width) if config.placement else None
         self.posterior = Posterior() if config.placement else None
+        self.consistency = Consistency() if config.consistent else None
         if config.scale > 1:
             self.low_res_patch = patch if patch % config.scale else patch // config.scale
             self.embed_augmentation = NoiseEmbedding(config.embedding_width)
@@ -188,7 +190,7 @@ class UNet(nn.Module):
         x, enlarged = self.stem(F.pixel_unshuffle(x_t, self.config.patch)), None
         if self.config.scale > 1:
             embedding = embedding + self.embed_augmentation(condition.augmentation)
-            enlarged = _enlarge(condition.low_res, x_t)
+            enlarged = enlarge(condition.low_res, x_t)
             low_res = condition.low_res if self.low_res_patch < self.config.patch else enlarged
             x = x + self.low_res_stem(F.pixel_unshuffle(low_res.to(x.dtype), self.low_res_patch))
         laid, weights = None, x_t[:, :0]
@@ -204,6 +206,8 @@ class UNet(nn.Module):
         drawn = F.pixel_shuffle(self.head(x), self.config.patch)
         if enlarged is not None:
             drawn = enlarged.to(drawn.dtype) + drawn
+        if self.consistency is not None:
+            drawn = self.consistency(drawn, condition.low_res, condition.augmentation)
         return (
             drawn
             if self.copy is None or laid is None
@@ -306,8 +310,3 @@ class UNet(nn.Module):
         mean = (text * weights).sum(1) / weights.sum(1).clamp(min=1.0)
         present = mask.any(1)[:, None].to(text.dtype)
         return self.pool_text(mean) * present
-
-
-def _enlarge(pictures: Tensor, like: Tensor) -> Tensor:
-    """Pictures [B, 3, h, w] at the size of `like` [B, 3, H, W], float32."""
-    return F.interpolate(pictures.float(), (like.shape[2], like.shape[3]), mode="bicubic", align_corners=False)

@@ -96,6 +96,8 @@ def test_a_warm_start_is_listed_in_print_and_in_the_run(
         (("--metrics-address", "9400"), "--metrics-address: '9400'"),
         (("--save-every-steps", "-1"), "--save-every-steps: -1"),
         (("--loader-ahead", "0"), "--loader-ahead: 0"),
+        (("--cooldown", "0"), "--cooldown: 0"),
+        (("--cooldown", "9", "--examples", "8"), "--cooldown: 9 is more than the 8 examples"),
         (("--loader-workers", "-1"), "--loader-workers: -1"),
         (("--log-every", "nan"), "--log-every: nan"),
         (("--save-every", "-1"), "--save-every: -1"),

@@ -17,7 +17,7 @@ from common.checkpoint import load_stage
 from common.stages import stage
 from trainer.batches import rng_of
 from trainer.dataset import RENDER_SIZE, Prepared
-from trainer.fit import Schedule, Trainer, open_run
+from trainer.fit import Schedule, Trainer, open_run, rate_at
 from trainer.loss import paired_losses
 from trainer.presets import Preset
 from trainer.publish import publish
@@ -288,3 +288,12 @@ def test_a_new_run_may_start_from_published_weights(prepared: Prepared, tiny: Pr
     begun.learn(begun.draw(3, 3 * tiny.batch))
     begun.save()
     assert open_run(tiny, source, tmp_path / "second", CPU, tmp_path / "weights")[0].state.step == 4
+
+
+def test_the_rate_warms_up_decays_and_cools_down_to_zero(tiny: Preset) -> None:
+    row = replace(tiny, warmup_steps=10, decay_examples=400, total_examples=1600, cooldown_examples=400)
+    assert rate_at(row, 4, 40) == pytest.approx(0.5)
+    assert rate_at(row, 99, 400) == 1.0
+    assert rate_at(row, 99, 1200) == pytest.approx((400 / 1200) ** 0.5), "the cooldown has not begun"
+    assert rate_at(row, 99, 1500) == pytest.approx((400 / 1500) ** 0.5 / 4)
+    assert rate_at(row, 99, 1600) == 0.0
