@@ -7,11 +7,11 @@ import json
 import platform
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from client import Client, GenerationFailed
 from client.generation_types import Generation
@@ -29,6 +29,8 @@ CALL_S = 600.0
 PATIENCE_S = 300.0  # a generator that is full or away is asked again for as long
 PAUSE_S = 1.0
 _PATIENT = ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,7 @@ def _draw_all(
             return
         try:
             started = time.monotonic()
-            generation = _draw_patiently(call, client, stopped)
+            generation = _draw(call, client, stopped)
             seconds = (time.monotonic() - started) / len(call.seeds)
             with lock:
                 _keep(folder, call, generation, round(seconds, 4))
@@ -139,18 +141,25 @@ def _draw_all(
     return drawn
 
 
-def _draw_patiently(call: _Call, client: Client, stopped: threading.Event) -> Generation:
+def _patiently(ask: Callable[[], T], stopped: threading.Event) -> T:
+    """What `ask` gives; while the generator is full or away, it is asked again."""
     give_up = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return client.generate(call.asked.request(call.seeds), timeout_s=CALL_S)
+            return ask()
         except GenerationFailed as error:
             pause_s = error.retry_after_s or PAUSE_S
             if error.code not in _PATIENT or time.monotonic() + pause_s > give_up or stopped.wait(pause_s):
-                raise GenerationFailed(
-                    error.code,
-                    f"system {call.asked.system.name!r}, prompt {call.asked.prompt.id!r}: {error.description}",
-                ) from error
+                raise
+
+
+def _draw(call: _Call, client: Client, stopped: threading.Event) -> Generation:
+    request = call.asked.request(call.seeds)
+    try:
+        return _patiently(lambda: client.generate(request, timeout_s=CALL_S), stopped)
+    except GenerationFailed as error:
+        where = f"system {call.asked.system.name!r}, prompt {call.asked.prompt.id!r}"
+        raise GenerationFailed(error.code, f"{where}: {error.description}") from error
 
 
 def _keep(folder: RunFolder, call: _Call, generation: Generation, seconds: float) -> None:
@@ -212,7 +221,7 @@ def _begin(
     num_prompts: int,
 ) -> None:
     """Write `run.json`, or see that the one that is there goes with what is asked."""
-    models = client.models()
+    models = _patiently(client.models, threading.Event())
     generator = {
         "stages": [
             {
