@@ -27,8 +27,10 @@ SECONDS_256 ?= 1200
 SECONDS_1024 ?= 1200
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
+IMAGE ?= retrieval
+ENGINE ?= docker
 
-.PHONY: help env triton kubectl oracles prometheus fire-drill dashboards dashboards-check dashboard-pictures proto generate knowledge-base up down status test test-crashes test-faults test-soak soak lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
+.PHONY: help env triton kubectl oracles prometheus fire-drill dashboards dashboards-check dashboard-pictures proto generate knowledge-base up down status test test-crashes test-faults test-soak soak test-images lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -96,6 +98,15 @@ $(ORACLES)/.ready: tests/evaluation/scores/requirements-oracles.txt | $(VENV)/.r
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(ORACLES) -r tests/evaluation/scores/requirements-oracles.txt
 	@touch $@
 
+image-digests: proto ## Ask registries for the digests of what images begin with
+	$(PY) -m deploy.images digests
+
+image-locks: proto ## Resolve what images install, as requirements.txt says
+	$(PY) -m deploy.images lock
+
+image-build: proto ## Build an image: make image-build IMAGE=retrieval SNAPSHOT=20261101T000000Z ENGINE=docker
+	$(PY) -m deploy.images build $(IMAGE) --snapshot "$(SNAPSHOT)" --engine $(ENGINE) --context $(if $(MODELS),$(MODELS),.)
+
 proto: $(STUBS)/.ready $(VENV)/bin/reimagen ## Generate the gRPC stubs (when a contract changed)
 
 $(STUBS)/.ready: $(VENV)/.ready $(PROTOS)
@@ -121,6 +132,9 @@ down: env ## End the stack of `make up`
 status: env ## Where the stack of `make up` is
 	@$(PY) -m deploy.local status
 
+fire-drill: env prometheus ## Stop a part of the stack of `make up`, and see that the alert reaches a pager; DRILL="--stop triton"
+	@$(PY) -m deploy.monitoring drill $(DRILL)
+
 test: lint triton kubectl prometheus knowledge-base oracles ## Lint, then run the whole test suite
 	$(PY) -m pytest
 
@@ -135,6 +149,9 @@ test-soak: proto triton ## Three minutes of callers and faults on a whole stack;
 
 soak: proto triton ## The same for SOAK_SECONDS=600, with memory measured
 	REIMAGEN_SOAK_SECONDS=$(SOAK_SECONDS) REIMAGEN_SOAK_SEED=$(SOAK_SEED) $(PY) -m pytest -s tests/soak
+
+test-images: proto triton kubectl ## Build every image and run it under its pod's constraints: podman, runc, debootstrap, root
+	REIMAGEN_IMAGES=1 $(PY) -m pytest -s tests/deploy/images
 
 lint: proto ## ruff, pyright and buf
 	$(VENV)/bin/ruff check .
