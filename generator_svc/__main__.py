@@ -90,7 +90,7 @@ class GeneratorSettings(AdmissionSettings):
     )
     triton_stall_s: float = setting(
         default=30.0,
-        help="seconds that it may take at most where Triton does; usually ten passes of its network, see README",
+        help="seconds that it may take at most where Triton does; usually 10, or ten passes of its network, see README",
     )
     triton_patience_s: float = setting(
         default=60.0, help="seconds that a stage of a request without a deadline waits for a Triton"

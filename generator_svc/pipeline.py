@@ -99,7 +99,7 @@ class Pipeline:
         Raises:
             Unavailable: a stage is not served anywhere.
         """
-        return list(await asyncio.gather(*(self._stages[size].info() for size in sorted(self._stages))))
+        return [await self._stages[size].info() for size in sorted(self._stages)]
 
     async def draw(self, order: Order, call: Call) -> AsyncGenerator[Event, None]:
         """Draw an order, and say what happens.
