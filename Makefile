@@ -30,7 +30,7 @@ SOAK_SEED ?= 1
 IMAGE ?= retrieval
 ENGINE ?= docker
 
-.PHONY: help env triton kubectl oracles prometheus fire-drill dashboards dashboards-check dashboard-pictures proto generate knowledge-base up down status test test-crashes test-faults test-soak soak test-images lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
+.PHONY: help env triton kubectl chromium oracles prometheus fire-drill dashboards dashboards-check dashboard-pictures proto generate knowledge-base up down status test test-crashes test-faults test-soak soak test-images lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -107,6 +107,12 @@ image-locks: proto ## Resolve what images install, as requirements.txt says
 image-build: proto ## Build an image: make image-build IMAGE=retrieval SNAPSHOT=20261101T000000Z ENGINE=docker
 	$(PY) -m deploy.images build $(IMAGE) --snapshot "$(SNAPSHOT)" --engine $(ENGINE) --context $(if $(MODELS),$(MODELS),.)
 
+chromium: ## Install Debian's chromium and its driver, in which pages are tested (once, as root)
+	@if ! command -v chromium > /dev/null || ! command -v chromedriver > /dev/null; then \
+		if ! command -v apt-get > /dev/null || [ "$$(id -u)" != 0 ]; then echo "chromium: install the packages chromium and chromium-driver (as root), then go on" >&2; exit 2; fi; \
+		apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver > /dev/null; \
+	fi
+
 proto: $(STUBS)/.ready $(VENV)/bin/reimagen ## Generate the gRPC stubs (when a contract changed)
 
 $(STUBS)/.ready: $(VENV)/.ready $(PROTOS)
@@ -135,7 +141,7 @@ status: env ## Where the stack of `make up` is
 fire-drill: env prometheus ## Stop a part of the stack of `make up`, and see that the alert reaches a pager; DRILL="--stop triton"
 	@$(PY) -m deploy.monitoring drill $(DRILL)
 
-test: lint triton kubectl prometheus knowledge-base oracles ## Lint, then run the whole test suite
+test: lint triton kubectl chromium prometheus knowledge-base oracles ## Lint, then run the whole test suite
 	$(PY) -m pytest
 
 test-crashes: proto ## Kill the knowledge base's writer at 100 random points
