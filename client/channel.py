@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import grpc
 import grpc.aio
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 KEEPALIVE_S = 60  # a peer that is gone without a word is noticed after this much silence and KEEPALIVE_TIMEOUT_S
 KEEPALIVE_TIMEOUT_S = 20
 MAX_RESPONSE_BYTES = 256 << 20  # the neighbors' files come in one message
+_PROPAGATOR = TraceContextTextMapPropagator()
 _ROUND_ROBIN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 
@@ -50,6 +52,14 @@ def open_async_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
 def bearer(api_key: str) -> tuple[tuple[str, str], ...]:
     """The metadata that shows a key; none for an empty one."""
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()
+
+
+def trace_context() -> tuple[tuple[str, str], ...]:
+    """The metadata that joins a call to the trace of the program that makes it (W3C trace context); none where it traces
+    nothing."""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    return tuple(carrier.items())
 
 
 def _options() -> tuple[tuple[str, str | int], ...]:

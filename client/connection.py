@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from client.call import Call
-from client.channel import Tls, bearer, open_channel
+from client.channel import Tls, bearer, open_channel, trace_context
 from client.errors import ServiceFailed
 from client.health import TIMEOUT_S, ServiceHealth, check_call, unanswered
 from client.retry import Attempts, RetryPolicy
@@ -83,4 +83,4 @@ class Connection:
 
     def _start(self, call: Call[Any], attempts: Attempts) -> Any:
         method = getattr(call.stub(self._channel), call.method)
-        return method(call.request, timeout=attempts.remaining_s(), metadata=self._metadata)
+        return method(call.request, timeout=attempts.remaining_s(), metadata=(*self._metadata, *trace_context()))

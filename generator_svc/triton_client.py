@@ -29,6 +29,7 @@ from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
 from common.service.errors import DeadlineExceeded, ResourceExhausted, Unavailable
+from common.service.tracing import trace_metadata
 from generator_svc.stage_tensors import NUMPY_TYPES, Tensors, unpack_error
 
 MAX_MESSAGE_BYTES = 1 << 30  # 64 pictures of 1024 x 1024 are 805 MB; Triton's own limit is 2 GiB
@@ -192,7 +193,13 @@ class TritonClient:
         where = f"{model} at {self.address}"
         limit_s = None if timeout_s is None else timeout_s + LEFT_S
         asking = asyncio.ensure_future(
-            self._client.infer(model, _inputs(tensors), timeout=_microseconds(timeout_s), client_timeout=limit_s)
+            self._client.infer(
+                model,
+                _inputs(tensors),
+                timeout=_microseconds(timeout_s),
+                client_timeout=limit_s,
+                headers=dict(trace_metadata()),
+            )
         )
         self._left.add(asking)
         asking.add_done_callback(self._forget)
@@ -218,7 +225,7 @@ class TritonClient:
             yield request
 
         limit_s = None if timeout_s is None else timeout_s + LEFT_S
-        responses: Any = self._client.stream_infer(requests(), stream_timeout=limit_s)
+        responses: Any = self._client.stream_infer(requests(), stream_timeout=limit_s, headers=dict(trace_metadata()))
         return _Answers(responses, f"{model} at {self.address}")
 
     def _see_off(self, answers: _Answers, parting: Coroutine[Any, Any, None]) -> None:
