@@ -25,6 +25,7 @@ from evaluation.cascade import Cascade
 from evaluation.clip_recall import evaluate_clip, write_clip_results
 from evaluation.demo import Size, evaluate_demo, write_results
 from evaluation.entitydraw import command as entitydraw_command
+from evaluation.photographs.command import add_commands as add_photographs
 from evaluation.rating.command import add_rating
 from evaluation.report import command as report_command
 from evaluation.suite import demo_suite
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ablation_command.add_commands(commands)
     report_command.add_commands(commands)
     add_rating(commands)
+    add_photographs(commands)
     flags = parser.parse_args(arguments)
     return run_command("evaluation", lambda: flags.body(flags), expected=EXPECTED)
 
