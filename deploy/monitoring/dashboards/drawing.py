@@ -120,7 +120,7 @@ def _stat(plate: Axes, panel: Panel, answers: Sequence[Answered]) -> None:
     color = INK
     if panel.steps:
         color = "white"
-        plate.set_facecolor(THRESHOLDS[_reached(panel, values[-1])])
+        plate.set_facecolor(THRESHOLDS[reached(panel, values[-1])])
         for text in plate.figure.texts[-1:]:
             text.set_color("white")
     line = plate.figure.add_axes(_lower_part(plate))
@@ -145,7 +145,8 @@ def _lower_part(plate: Axes) -> tuple[float, float, float, float]:
     return (box.x0, box.y0, box.width, box.height * 0.55)
 
 
-def _reached(panel: Panel, value: float) -> Color:
+def reached(panel: Panel, value: float) -> Color:
+    """The color of the step that a value has reached."""
     first = Color.RED if panel.steps[-1].color is Color.GREEN else Color.GREEN
     return next((step.color for step in reversed(panel.steps) if value >= step.value), first)
 

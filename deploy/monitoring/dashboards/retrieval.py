@@ -56,7 +56,7 @@ LOOKUP_ROW = Row(
         ),
         Panel(
             title="Time of the legs",
-            description="Of a leg's own searches in a lookup; fused: of a whole lookup with both. It says which of the two is slow.",
+            description="Of a leg's own searches in a lookup; fused: of a whole lookup with both. The slow one shows.",
             unit=Unit.SECONDS,
             queries=PROCESS.percentiles(LEG_TIME, 'outcome="ok"', by=("leg",), quantiles=(0.5, 0.99)),
         ),

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from deploy.local.children import ROOT
+from deploy.monitoring.dashboards.__main__ import main
 from deploy.monitoring.dashboards.boards import BOARDS, FOLDER, json_path, picture_path
-from deploy.monitoring.dashboards.description import WIDTH, Board, Kind, Panel, Place, Row, places
+from deploy.monitoring.dashboards.description import WIDTH, Board, Color, Kind, Panel, Place, Row, Unit, places
+from deploy.monitoring.dashboards.drawing import Answered, key, picture, reached
 from deploy.monitoring.dashboards.grafana import DATASOURCE, to_json
 from deploy.monitoring.dashboards.live.check import metrics_of, substituted
-from deploy.monitoring.dashboards.live.prometheus import RULES
+from deploy.monitoring.dashboards.live.prometheus import RULES, Series
+from deploy.monitoring.dashboards.units import spoken
 from tests.deploy.k8s.rendering import kustomize
 
 MONITORING = ROOT / "deploy" / "monitoring"
@@ -156,3 +163,49 @@ def test_the_readme_shows_its_picture(board: Board) -> None:
     picture = picture_path(board)
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < MOST_PICTURE_BYTES
     assert f"]({picture.name})" in (FOLDER / "README.md").read_text()
+
+
+def test_write_gives_links_to_runbooks_of_ones_own(tmp_path: Path) -> None:
+    page = "https://git.example.org/runbooks.md"
+    assert main(["write", "--out", str(tmp_path), "--runbooks", page]) == 0
+    for board in BOARDS:
+        last = json.loads((tmp_path / f"{board.name}.json").read_text())["templating"]["list"][-1]
+        assert (last["name"], last["query"]) == ("runbooks", page)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (0.0123, Unit.SECONDS, "12.3 ms"),
+        (5400.0, Unit.SECONDS, "1.5 h"),
+        (0.995, Unit.RATIO, "99.5 %"),
+        (3.5 * (1 << 20), Unit.BYTES, "3.5 MiB"),
+        (1500.0, Unit.PER_SECOND, "1.5K/s"),
+        (1.98e9, Unit.HERTZ, "1.98 GHz"),
+        (math.nan, Unit.SECONDS, "-"),
+    ],
+)
+def test_values_are_spoken_with_their_unit(value: float, unit: Unit, said: str) -> None:
+    assert spoken(value, unit) == said
+
+
+def test_a_stat_takes_the_color_of_the_step_that_it_has_reached() -> None:
+    kept = next(panel for panel in BOARDS[0].panels if panel.title == "Drawn")
+    assert [reached(kept, value) for value in (0.9, 0.991, 0.995)] == [Color.RED, Color.ORANGE, Color.GREEN]
+    down = next(panel for panel in BOARDS[0].panels if panel.title == "Targets down")
+    assert [reached(down, value) for value in (0, 1)] == [Color.GREEN, Color.RED]
+    colors = [step["color"] for step in panels(BOARDS[0])[0]["fieldConfig"]["defaults"]["thresholds"]["steps"]]
+    assert colors == ["red", "orange", "green"]
+
+
+def test_panels_are_drawn_of_what_queries_gave_and_say_where_there_is_nothing() -> None:
+    board = BOARDS[0]
+    series = Series(labels={"outcome": "ok", "le": "0.5"}, times=(0.0, 5.0, 10.0), values=(0.1, math.nan, 0.3))
+    for given in ([], [series]):
+        answers = {
+            key(board, place): [Answered(query=query, series=given) for query in item.queries]
+            for item, place in places(board)
+            if isinstance(item, Panel)
+        }
+        drawn = picture(board, answers, 0.0, 10.0, "a caption")
+        assert Image.open(io.BytesIO(drawn)).size[0] > 1500

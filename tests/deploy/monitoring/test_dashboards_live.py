@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 import socket
-import time
 from contextlib import ExitStack
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from client.display import Lines
 from deploy.monitoring.dashboards.boards import BOARDS
 from deploy.monitoring.dashboards.description import Source
-from deploy.monitoring.dashboards.live.check import Finding, check
+from deploy.monitoring.dashboards.live.check import Finding, check_until
 from deploy.monitoring.dashboards.live.load import Mix, asked
 from deploy.monitoring.dashboards.live.prometheus import RULES
 from deploy.monitoring.dashboards.live.session import NUM_PORTS, Ground, session
@@ -21,7 +20,7 @@ from tests.generator_svc.tiny_stack import write_knowledge_base, write_weights
 from tests.trainer.shapes import LetterEncoder, shape_pairs, write_nearest, write_shapes
 from trainer.dataset import prepare
 
-SCRAPE_S, PATIENCE_S = 1.0, 240.0
+SCRAPE_S, RATE_S, PATIENCE_S = 1.0, 60.0, 240.0
 MIX = Mix(steps={64: 3, 256: 2, 1024: 1}, callers=(2, 6), methods=("bm25",), pause_s=0.05)
 
 
@@ -59,12 +58,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> list[Finding]:
         steps_between=3,
     )
     with session(ground, folder, Lines(io.StringIO())) as running, asked(running.generators, running.retrieval, MIX):
-        give_up = time.monotonic() + PATIENCE_S
-        while True:
-            found = list(check(BOARDS, running.prometheus, rate_s=10 * SCRAPE_S, range_s=60))
-            if not any(each.fault for each in found) or time.monotonic() > give_up:
-                return found
-            time.sleep(SCRAPE_S)
+        return check_until(BOARDS, running.prometheus, rate_s=RATE_S, patience_s=PATIENCE_S, pause_s=SCRAPE_S)
 
 
 def told(findings: list[Finding], source: Source) -> list[str]:

@@ -56,6 +56,19 @@ def check(boards: Sequence[Board], prometheus: Prometheus, *, rate_s: float, ran
                 yield Finding(board=board, panel=panel, query=query, num_series=len(found), fault=fault)
 
 
+def check_until(
+    boards: Sequence[Board], prometheus: Prometheus, *, rate_s: float, patience_s: float, pause_s: float
+) -> list[Finding]:
+    """Ask until every query has found something once, or patience is at its end; gives the best of each."""
+    give_up = time.monotonic() + patience_s
+    best = list(check(boards, prometheus, rate_s=rate_s, range_s=rate_s))
+    while any(finding.fault for finding in best) and time.monotonic() < give_up:
+        time.sleep(pause_s)
+        again = check(boards, prometheus, rate_s=rate_s, range_s=rate_s)
+        best = [new if old.fault else old for old, new in zip(best, again, strict=True)]
+    return best
+
+
 def _why_empty(query: Query, prometheus: Prometheus) -> str:
     unknown = [name for name in metrics_of(query.expr) if not prometheus.knows(name)]
     if unknown:
