@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from client import NO_RETRY, Client
-from evaluation.ablations.experiment import Places, run_ablation
+from evaluation.ablations.experiment import Places, draw_ablation, measure_ablation
 from evaluation.ablations.rows import ABLATIONS, ablation
 from evaluation.entitydraw.command import CORPUS, galleries_of, load_suite, styles_of_corpus
 from evaluation.entitydraw.progress import make_progress
@@ -27,6 +26,7 @@ def add_commands(commands: Any) -> None:
         metavar="HOST:PORT",
         help="draws what lacks; without one, what was drawn is scored and plotted anew",
     )
+    running.add_argument("--only-draw", action="store_true", help="score and plot later")
     running.add_argument("--corpus", type=Path, default=CORPUS, help="default: %(default)s")
     running.add_argument("--runs", type=Path, default=RUNS, help="where pictures are kept (default: %(default)s)")
     running.add_argument("--out", type=Path, default=OUT, help="data, plots and sheets (default: %(default)s)")
@@ -40,8 +40,10 @@ def _ablation(flags: argparse.Namespace) -> None:
     galleries = galleries_of(suite, flags.corpus)
     places, progress = Places(runs=flags.runs, out=flags.out), make_progress()
     styles_of = styles_of_corpus(suite, flags.corpus, progress)
-    with ExitStack() as stack:
-        client = stack.enter_context(Client(flags.generator, retry=NO_RETRY)) if flags.generator else None
-        for row in rows:
-            run_ablation(row, suite, galleries, client, places, flags.calls, progress, styles_of)
-            print(flags.out / f"{row.name}.json")
+    if flags.generator:
+        with Client(flags.generator, retry=NO_RETRY) as client:
+            for row in rows:
+                draw_ablation(row, suite, client, places, flags.calls, progress)
+    for row in () if flags.only_draw else rows:
+        measure_ablation(row, suite, galleries, places, progress, styles_of)
+        print(flags.out / f"{row.name}.json")

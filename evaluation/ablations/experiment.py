@@ -41,29 +41,36 @@ class Places:
         return RunFolder(self.runs / (row.run or row.name))
 
 
-def run_ablation(
+def draw_ablation(row: Ablation, suite: Suite, client: Client, places: Places, calls: int, progress: Progress) -> None:
+    """Draw what lacks.
+
+    Raises:
+        RunError: the run that is there is of another suite or of other weights.
+        GenerationFailed: the generator refused or failed.
+    """
+    command = f"python -m evaluation ablation {row.name} --generator HOST:PORT"
+    settings = RunSettings(prompts=row.prompts, pictures=row.pictures, calls=calls, command=command)
+    run_suite(suite, row.systems, client, places.run(row), settings, progress)
+
+
+def measure_ablation(
     row: Ablation,
     suite: Suite,
     galleries: Galleries,
-    client: Client | None,
     places: Places,
-    calls: int,
     progress: Progress,
     styles_of: Styles | None = None,
 ) -> dict[str, Any]:
-    """Draw what lacks (nothing where there is no client), score, and write; gives the data.
+    """Score what is drawn, and write; gives the data.
 
     Raises:
-        RunError: there is no such run, or it is of another suite or of other weights.
-        GenerationFailed: the generator refused or failed.
+        RunError: there is no such run.
     """
     folder = places.run(row)
-    if client is not None:
-        command = f"python -m evaluation ablation {row.name} --generator HOST:PORT"
-        settings = RunSettings(prompts=row.prompts, pictures=row.pictures, calls=calls, command=command)
-        run_suite(suite, row.systems, client, folder, settings, progress)
     names = {system.name for system in row.systems}
-    scores = [score for score in score_run(folder, suite, galleries, progress, styles_of) if score.system in names]
+    copies = "near_copy" in row.figures
+    scored = score_run(folder, suite, galleries, progress, styles_of, copies=copies)
+    scores = [score for score in scored if score.system in names]
     rows = [each for each in folder.rows() if each.system in names]
     drawn = {score.system for score in scores}
     pairs = [pair for pair in row.compared if set(pair) <= drawn]

@@ -86,7 +86,7 @@ NEIGHBORS = Ablation(
     name="neighbors",
     question="Do neighbors make entities that the weights have never seen faithful?",
     points=_bars(NONE, RETRIEVED),
-    figures=("best_entity_r1", "entity_r1", "entity_r5", "text"),
+    figures=("best_entity_r1", "entity_r1", "entity_r5", "text", "near_copy"),
     compared=(("retrieved", "none"),),
     prompts=96,
     pictures=4,
@@ -172,7 +172,7 @@ KNOWLEDGE_BASE = Ablation(
         _system("out-of-style"),
         _system("without-entity", excluded="entity"),
     ),
-    figures=("neighbors_right", "entity_r1", "entity_r5", "text"),
+    figures=("neighbors_right", "entity_r1", "style", "text", "near_copy"),
     compared=(("in-style", "out-of-style"), ("out-of-style", "without-entity")),
 )
 SAMPLER = Ablation(

@@ -42,9 +42,9 @@ SCORES = {
     "neighbors_right",
     "background",
     "corner",
-    "near_copy",
 }
 """What is measured of every picture; rows that lack one are measured again."""
+KEPT_GALLERIES = 128  # about 1 MB each
 KEEP_S = 20.0  # between writes of scores while there are more to come
 
 
@@ -116,14 +116,14 @@ def _share(place: int | None, cutoff: int) -> float | None:
 
 
 class Galleries:
-    """The galleries of a suite's prompts. Rows of one gallery are to come one after another: one is kept."""
+    """The galleries of a suite's prompts; the last ones are kept, so that rows of one gallery best come together."""
 
     def __init__(self, suite: Suite, held_out: Mapping[str, Sequence[Pair]]) -> None:
         """`held_out`: pairs by style, of `evaluation.suite.by_style`; none where the suite names no targets."""
         self._suite = suite
         self._held_out = held_out
         self._drawn: dict[tuple[str, int], np.ndarray] = {}
-        self._last: tuple[tuple[str, ...], Gallery] | None = None
+        self._made: dict[tuple[str, ...], Gallery] = {}
 
     def key(self, prompt: SuitePrompt) -> tuple[str, ...]:
         """Names a prompt's gallery."""
@@ -135,15 +135,17 @@ class Galleries:
     def of(self, prompt: SuitePrompt) -> Gallery:
         """The gallery of a prompt."""
         key = self.key(prompt)
-        if self._last is None or self._last[0] != key:
-            made = self._of_style(key[1], scene_of(prompt.text)) if key[0] == "style" else self._of_category(key[1])
-            self._last = key, made
-        return self._last[1]
+        if key not in self._made:
+            if len(self._made) >= KEPT_GALLERIES:
+                self._made.pop(next(iter(self._made)))
+            of_style = key[0] == "style"
+            self._made[key] = self._of_style(key[1], scene_of(prompt.text)) if of_style else self._of_category(key[1])
+        return self._made[key]
 
     def _of_style(self, style: str, scene: Scene | None) -> Gallery:
         pairs = self._held_out[style]
         pictures = [compose(self._drawing(pair), scene or Scene(), SIDE) for pair in pairs]
-        features = np.stack([entity_features(picture) for picture in pictures])
+        features = np.stack([entity_features(picture) for picture in pictures]).astype(np.float32)
         return Gallery(features=features, entities=tuple(pair.entity for pair in pairs))
 
     def _drawing(self, pair: Pair) -> Callable[[int], np.ndarray]:
@@ -189,12 +191,19 @@ def small(pixels: np.ndarray) -> np.ndarray:
 
 
 def score_run(
-    folder: RunFolder, suite: Suite, galleries: Galleries, progress: Progress, styles_of: Styles | None = None
+    folder: RunFolder,
+    suite: Suite,
+    galleries: Galleries,
+    progress: Progress,
+    styles_of: Styles | None = None,
+    *,
+    copies: bool = True,
 ) -> list[ScoreRow]:
     """Score every picture of a run that is not scored yet, and write `scores.jsonl`.
 
     Args:
         styles_of: tells pictures' styles; None: they are not scored.
+        copies: whether near copies are looked for, which takes the longest.
 
     Raises:
         RunError: a row is of a prompt that the suite does not have, or a file cannot be read.
@@ -204,7 +213,7 @@ def score_run(
     for row in rows:
         if row.prompt_id not in prompts:
             raise RunError(f"run: {folder.rows_file}: prompt_id {row.prompt_id!r} is not of the suite {suite.name!r}")
-    wanted = SCORES | ({"style"} if styles_of else set())
+    wanted = SCORES | ({"style"} if styles_of else set()) | ({"near_copy"} if copies else set())
     done = {score.key: score for score in folder.scores() if set(score.scores) >= wanted}
     scored = [done[row.key] for row in rows if row.key in done and done[row.key].sha256 == row.sha256]
     fresh = {score.key for score in scored}
@@ -212,7 +221,7 @@ def score_run(
     progress("scores", len(scored), len(rows))
     written = time.monotonic()
     for _, group in groupby(todo, key=lambda r: galleries.key(prompts[r.prompt_id])):
-        scored += _score_group(folder, list(group), prompts, galleries, styles_of)
+        scored += _score_group(folder, list(group), prompts, galleries, styles_of, copies)
         progress("scores", len(scored), len(rows))
         if time.monotonic() - written > KEEP_S:  # who is stopped here goes on here
             folder.write_scores(scored)
@@ -227,6 +236,7 @@ def _score_group(
     prompts: Mapping[str, SuitePrompt],
     galleries: Galleries,
     styles_of: Styles | None,
+    copies: bool,
 ) -> list[ScoreRow]:
     """The scores of pictures that share a gallery."""
     pictures = [read_picture(folder, row) for row in rows]
@@ -235,7 +245,8 @@ def _score_group(
     for row, pixels, style in zip(rows, pictures, seen, strict=True):
         prompt = prompts[row.prompt_id]
         scores = score_picture(pixels, row, galleries.of(prompt))
-        scores["near_copy"] = _near_copy(folder, row, pixels)
+        if copies:
+            scores["near_copy"] = _near_copy(folder, row, pixels)
         if styles_of:
             asked = prompt.target.facets.get("style") if prompt.target else None
             scores["style"] = float(style == asked) if asked else None

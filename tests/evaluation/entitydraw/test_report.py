@@ -12,7 +12,7 @@ import pytest
 
 from client import Client
 from common.images import decode_rgb
-from evaluation.ablations.experiment import Places, run_ablation
+from evaluation.ablations.experiment import Places, draw_ablation, measure_ablation
 from evaluation.ablations.rows import ABLATIONS, Ablation, Point, ablation
 from evaluation.entitydraw.command import measure
 from evaluation.entitydraw.figures import FIGURES
@@ -53,9 +53,9 @@ def places(suite: Suite, galleries: Galleries, drawing: Client, tmp_path_factory
     """Three ablations that were drawn: one of each plot, all of the same pictures."""
     folder = tmp_path_factory.mktemp("ablations")
     places = Places(runs=folder / "runs", out=folder / "out")
-    run_ablation(tiny("bars"), suite, galleries, drawing, places, 2, silent)
-    for plot in ("lines", "tradeoff"):
-        run_ablation(tiny(plot), suite, galleries, None, places, 2, silent)
+    draw_ablation(tiny("bars"), suite, drawing, places, 2, silent)
+    for plot in ("bars", "lines", "tradeoff"):
+        measure_ablation(tiny(plot), suite, galleries, places, silent)
     return places
 
 
@@ -73,7 +73,7 @@ def test_an_ablation_leaves_its_data_a_plot_and_a_sheet(plot: str, places: Place
 
 def test_a_plot_of_the_same_figures_is_the_same_file(places: Places, suite: Suite, galleries: Galleries) -> None:
     before = (places.out / "tiny-lines.png").read_bytes()
-    run_ablation(tiny("lines"), suite, galleries, None, places, 2, silent)
+    measure_ablation(tiny("lines"), suite, galleries, places, silent)
     assert (places.out / "tiny-lines.png").read_bytes() == before
 
 
