@@ -81,7 +81,8 @@ def run_suite(
         GenerationFailed: the generator refused, or failed for longer than PATIENCE_S; what was drawn stays.
     """
     prompts = suite.part(settings.prompts)
-    wanted = [asked(suite, system, prompt) for system in systems for prompt in prompts]
+    # Prompt by prompt: of a run that is stopped, all systems have drawn nearly the same prompts.
+    wanted = [asked(suite, system, prompt) for prompt in prompts for system in systems]
     _begin(folder, suite, systems, client, settings, len(prompts))
     rows = {row.key: row for row in folder.rows()}
     calls: list[_Call] = []
