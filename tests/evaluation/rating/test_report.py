@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 from PIL import Image
 
 from evaluation.__main__ import main
-from evaluation.rating.report import RaterVotes, as_markdown, evaluate_votes, read_raters, write_report
+from evaluation.rating.command import add_rating
+from evaluation.rating.report import MIN_PASS_RATE, RaterVotes, as_markdown, evaluate_votes, read_raters, write_report
 from evaluation.rating.votes import RaterFile, Vote
 from evaluation.scores.intervals import compare, mean_interval
+from tests.evaluation.rating.served import ROOT
 
 PROMPTS = [f"p{i}" for i in range(8)]
 
@@ -120,3 +124,18 @@ def test_the_report_of_a_folder_of_votes(tmp_path: Path, capsys: pytest.CaptureF
     assert "| Ada | 16 | 1 of 1 | 5.5 | yes |" in said and "| ours | all | 8 | 12 | 1.000 \\[" in said
     assert main(["rate-report", "--votes", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"evaluation: error: votes: {tmp_path} holds no rater's votes\n"
+
+
+def test_the_guide_names_every_flag() -> None:
+    """What it shows is what the commands take, with these defaults."""
+    commands = argparse.ArgumentParser().add_subparsers()
+    add_rating(commands)
+    guide = (ROOT / "evaluation" / "rating" / "README.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^\| `--([a-z-]+)` \|.*\| `?([^`|]*?)`? \|$", guide, re.MULTILINE))
+    taken = {a.option_strings[0][2:]: a for a in commands.choices["rate"]._actions if a.dest != "help"}
+    assert shown.keys() == taken.keys() - {"run", "votes"}
+    assert shown == {name: str(taken[name].default or "none") for name in shown}
+    for words in re.findall(r"^python -m evaluation (.*)$", guide, re.MULTILINE):
+        name, *flags = words.split()
+        commands.choices[name].parse_args(flags)
+    assert "--min-pass-rate" in guide and f"{MIN_PASS_RATE:.0%}".replace("%", " %") in guide
