@@ -24,6 +24,8 @@ def of_environment(python: Path, out: Path) -> None:
     Raises:
         ValueError: the environment cannot be read, or what came out is no CycloneDX.
     """
+    if not python.is_file():
+        raise ValueError(f"environment: {python} is not there")
     command = [f"{sysconfig.get_path('scripts')}/cyclonedx-py", "environment", "--output-reproducible", "--validate"]
     command += ["--sv", "1.6", "--of", "JSON", "-o", "-", str(python)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONSAFEPATH": "1"})
