@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from evaluation.ablations.plots import draw_plot
 from evaluation.ablations.rows import Ablation
 from evaluation.entitydraw.figures import run_figures
 from evaluation.entitydraw.progress import Progress
-from evaluation.entitydraw.results import PictureRow, RunFolder
+from evaluation.entitydraw.results import PictureRow, RunError, RunFolder, ScoreRow
 from evaluation.entitydraw.runner import RunSettings, run_suite
 from evaluation.entitydraw.scoring import Galleries, Styles, read_picture, scene_of, score_run
 from evaluation.entitydraw.suite_file import Suite, SuitePrompt
@@ -64,17 +65,18 @@ def measure_ablation(
     """Score what is drawn, and write; gives the data.
 
     Raises:
-        RunError: there is no such run.
+        RunError: there is no such run, or no prompt that all systems have drawn.
     """
     folder = places.run(row)
     names = {system.name for system in row.systems}
     copies = "near_copy" in row.figures
     scored = score_run(folder, suite, galleries, progress, styles_of, copies=copies)
-    scores = [score for score in scored if score.system in names]
-    rows = [each for each in folder.rows() if each.system in names]
-    drawn = {score.system for score in scores}
-    pairs = [pair for pair in row.compared if set(pair) <= drawn]
-    figures = run_figures(rows, scores, pairs, order=[system.name for system in row.systems])
+    shared = _shared([score for score in scored if score.system in names], names)
+    scores = [score for score in scored if score.system in names and score.key[1:] in shared]
+    rows = [each for each in folder.rows() if each.system in names and each.key[1:] in shared]
+    if not scores:
+        raise RunError(f"run: {folder.path}: holds no prompt that every system of {row.name!r} has drawn")
+    figures = run_figures(rows, scores, row.compared, order=[system.name for system in row.systems])
     written = {
         "name": row.name,
         "question": row.question,
@@ -88,6 +90,12 @@ def measure_ablation(
     write_atomic(places.out / f"{row.name}.png", draw_plot(row, figures["systems"]))
     write_atomic(places.out / f"{row.name}-sheet.png", encode_png(draw_sheet(row, suite, folder, rows)))
     return written
+
+
+def _shared(scores: Sequence[ScoreRow], names: set[str]) -> set[tuple[str, int]]:
+    """The prompts and seeds that every system has drawn: all, once the run is finished."""
+    drawn = Counter(score.key[1:] for score in scores)
+    return {key for key, count in drawn.items() if count == len(names)}
 
 
 def _digest(rows: Sequence[PictureRow]) -> dict[str, str]:

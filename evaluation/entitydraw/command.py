@@ -26,11 +26,11 @@ from evaluation.entitydraw.suite_file import Suite, SuiteError, read_suite
 from evaluation.entitydraw.systems import BUILT_IN, read_systems
 from evaluation.scores.style import (
     StyleClassifier,
-    TrunkFeatures,
     fit_style_classifier,
     read_style_classifier,
     write_style_classifier,
 )
+from evaluation.scores.style_features import StyleFeatures
 from evaluation.suite import by_style
 from retrieval_svc.clip import packaged_clip
 
@@ -62,6 +62,7 @@ def add_commands(commands: Any) -> None:
     drawing.add_argument("--prompts", type=int, default=0, metavar="N", help="the first by hash; 0: all")
     drawing.add_argument("--pictures", type=int, default=PICTURES, metavar="N", help="a prompt (default: %(default)s)")
     drawing.add_argument("--calls", type=int, default=2, metavar="N", help="at once (default: %(default)s)")
+    drawing.add_argument("--only-draw", action="store_true", help="score when the command is given again without it")
     drawing.set_defaults(body=_entitydraw)
     making = commands.add_parser("demo-suite", help="make evaluation/suites/demo.json from the demonstration corpus")
     making.add_argument("--corpus", type=Path, default=CORPUS, help="default: %(default)s")
@@ -95,8 +96,8 @@ def styles_of_corpus(suite: Suite, corpus: Path, progress: Progress) -> Styles |
         return None
 
     @cache
-    def fitted() -> tuple[TrunkFeatures, StyleClassifier]:
-        encoder = TrunkFeatures(Path(packaged_clip()))
+    def fitted() -> tuple[StyleFeatures, StyleClassifier]:
+        encoder = StyleFeatures(Path(packaged_clip()))
         path = corpus.parent / f"style-{read_manifest(corpus).fingerprint[:12]}-{encoder.name}.safetensors"
         if not path.exists():
             write_style_classifier(path, fit_style_classifier(corpus, encoder, encoder.name, progress))
@@ -127,6 +128,8 @@ def _entitydraw(flags: argparse.Namespace) -> None:
     key = flags.api_key_file.read_text().strip() if flags.api_key_file else ""
     with _generator(flags) as address, Client(address, api_key=key, retry=NO_RETRY) as client:
         run_suite(suite, systems, client, folder, settings, progress)
+    if flags.only_draw:
+        return
     styles_of = styles_of_corpus(suite, flags.corpus, progress)
     figures = measure(folder, suite, galleries_of(suite, flags.corpus), progress, styles_of)
     print(json.dumps({name: _short(found["all"]) for name, found in figures["systems"].items()}, indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,7 @@ from evaluation.ablations.rows import ABLATIONS, Ablation, Point, ablation
 from evaluation.entitydraw.command import measure
 from evaluation.entitydraw.figures import FIGURES
 from evaluation.entitydraw.requests import asked
-from evaluation.entitydraw.results import RunFolder
+from evaluation.entitydraw.results import RunError, RunFolder
 from evaluation.entitydraw.scoring import Galleries
 from evaluation.entitydraw.suite_file import Suite
 from evaluation.entitydraw.systems import System
@@ -69,6 +70,21 @@ def test_an_ablation_leaves_its_data_a_plot_and_a_sheet(plot: str, places: Place
     picture = decode_rgb((places.out / f"tiny-{plot}.png").read_bytes())
     assert picture.shape[0] > 300 and picture.std() > 5
     assert decode_rgb((places.out / f"tiny-{plot}-sheet.png").read_bytes()).shape[0] > 300
+
+
+def test_of_a_run_that_is_not_finished_what_all_systems_have_counts(
+    places: Places, suite: Suite, galleries: Galleries, tmp_path: Path
+) -> None:
+    there = places.run(tiny("bars"))
+    partly = Places(runs=tmp_path / "runs", out=tmp_path / "out")
+    shutil.copytree(there.path, partly.run(tiny("bars")).path)
+    row = next(row for row in there.rows() if row.system == "ddim-2")
+    (partly.run(tiny("bars")).path / row.file).unlink()
+    written = measure_ablation(tiny("bars"), suite, galleries, partly, silent)
+    assert [found["pictures"] for found in written["systems"].values()] == [2, 2, 2, 2]
+    none = replace(tiny("bars"), points=(Point(system=System(name="gone")),), compared=())
+    with pytest.raises(RunError, match="holds no prompt that every system"):
+        measure_ablation(none, suite, galleries, partly, silent)
 
 
 def test_a_plot_of_the_same_figures_is_the_same_file(places: Places, suite: Suite, galleries: Galleries) -> None:
