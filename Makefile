@@ -75,6 +75,7 @@ $(KUBECTL): | $(VENV)/.ready
 prometheus: $(PROMETHEUS)/.ready ## Fetch Prometheus, Alertmanager and their tools into build/prometheus (once)
 
 # Debian's packages, taken apart here: apt with lists and a cache of its own needs no rights. Without apt, those on the path.
+# Debian's Alertmanager reads its templates under /usr/share; this one where it is started, from a name of the same length.
 $(PROMETHEUS)/.ready:
 	@rm -rf $(PROMETHEUS)
 	@mkdir -p $(PROMETHEUS)/apt/lists/partial $(PROMETHEUS)/apt/archives/partial
@@ -83,7 +84,8 @@ $(PROMETHEUS)/.ready:
 	  $$apt update; \
 	  cd $(PROMETHEUS)/apt && $$apt download prometheus prometheus-alertmanager; \
 	  for package in *.deb; do dpkg -x $$package root; done; \
-	  mv root/usr/bin/* .. && mv ../prometheus-alertmanager ../alertmanager; \
+	  mv root/usr/bin/* .. && mv ../prometheus-alertmanager ../alertmanager && mv root/usr/share/prometheus/alertmanager ../alertmanager.shared; \
+	  LC_ALL=C sed -i 's|/usr/share/prometheus/alertmanager|/proc/self/cwd/alertmanager.shared|g' ../alertmanager; \
 	else \
 	  for tool in prometheus promtool alertmanager amtool; do ln -s "$$(command -v $$tool)" $(PROMETHEUS)/ || { echo "$$tool: not installed"; exit 1; }; done; \
 	fi

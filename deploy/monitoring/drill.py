@@ -141,7 +141,7 @@ def watching(targets: Mapping[str, str], folder: Path) -> Iterator[Watch]:
         rules.write_text(yaml.safe_dump(quick_rules(rule_files())))
         alerting, scraping = f"{HOST}:{_free_port()}", f"{HOST}:{_free_port()}"
         config.write_text(yaml.safe_dump(_config(targets, rules, alerting)))
-        stack.enter_context(
+        alertmanager = stack.enter_context(
             _running(
                 "alertmanager",
                 f"--config.file={routes}",
@@ -151,7 +151,7 @@ def watching(targets: Mapping[str, str], folder: Path) -> Iterator[Watch]:
                 log=folder / "alertmanager.log",
             )
         )
-        stack.enter_context(
+        prometheus = stack.enter_context(
             _running(
                 "prometheus",
                 f"--config.file={config}",
@@ -162,8 +162,8 @@ def watching(targets: Mapping[str, str], folder: Path) -> Iterator[Watch]:
             )
         )
         watch = Watch(prometheus=f"http://{scraping}", alertmanager=f"http://{alerting}", webhook=webhook)
-        _wait_ready(watch.alertmanager)
-        _wait_ready(watch.prometheus)
+        _wait_ready(watch.alertmanager, alertmanager, folder / "alertmanager.log")
+        _wait_ready(watch.prometheus, prometheus, folder / "prometheus.log")
         yield watch
 
 
@@ -252,20 +252,21 @@ def _wait_scraped(watch: Watch, job: str) -> None:
 
 
 @contextmanager
-def _running(name: str, *flags: str, log: Path) -> Iterator[None]:
+def _running(name: str, *flags: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     path = installed(name)
     if path is None:
         raise ChildFailed(f"{name}: not installed; run `make prometheus`")
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [path, *flags],
+            cwd=Path(path).parent,  # where the Alertmanager of `make prometheus` has its templates
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
             preexec_fn=partial(die_with_parent, os.getpid()),
         )
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -275,15 +276,16 @@ def _running(name: str, *flags: str, log: Path) -> Iterator[None]:
             process.wait()
 
 
-def _wait_ready(url: str) -> None:
+def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     give_up = time.monotonic() + PATIENCE_S
     while True:
         try:
             with urllib.request.urlopen(f"{url}/-/ready", timeout=5):
                 return
         except OSError as error:
-            if time.monotonic() > give_up:
-                raise ChildFailed(f"drill: {url} is not ready ({error})") from None
+            if process.poll() is not None or time.monotonic() > give_up:
+                said = log.read_text(errors="replace").splitlines()[-1:]
+                raise ChildFailed(f"drill: {url} is not ready ({error}); its log ends with {said}") from None
             time.sleep(POLL_S)
 
 
