@@ -177,7 +177,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> str:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The report as tables."""
-    counted = sum(rater["counted"] for rater in report["raters"])
+    counted = sum(rater["counted"] and rater["votes"] > 0 for rater in report["raters"])
     lines = [
         "# What people said",
         "",
