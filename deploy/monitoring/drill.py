@@ -121,6 +121,11 @@ class Watch:
         asked = f"{self.prometheus}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
         return _get(asked)["data"]["result"]
 
+    def inhibited(self) -> set[str]:
+        """The names of the alerts of which nobody is told, since another one says it."""
+        alerts = _get(f"{self.alertmanager}/api/v2/alerts")
+        return {each["labels"]["alertname"] for each in alerts if each["status"]["inhibitedBy"]}
+
 
 @contextmanager
 def watching(targets: Mapping[str, str], folder: Path) -> Iterator[Watch]:
@@ -199,13 +204,24 @@ class Told:
     resolved_s: float
 
 
-def drill(watch: Watch, *, job: str, pids: Sequence[int], until: float = PATIENCE_S) -> Told:
+def drill(
+    watch: Watch,
+    *,
+    job: str,
+    pids: Sequence[int],
+    meanwhile: Callable[[], object] = lambda: None,
+    patience_s: float = PATIENCE_S,
+) -> Told:
     """Stop the processes of a job, wait for the page, let them go on, wait for the end of it.
+
+    Args:
+        meanwhile: called once somebody was told, while they are stopped.
+        patience_s: for each notice.
 
     Raises:
         ChildFailed: nobody is told in time; the processes go on in any case.
     """
-    heartbeat = watch.webhook.wait(lambda each: each.alert == "Heartbeat", what="the heartbeat", patience_s=until)
+    heartbeat = watch.webhook.wait(lambda each: each.alert == "Heartbeat", what="the heartbeat", patience_s=patience_s)
     assert heartbeat.receiver == "heartbeat", "its route is its own"
     _wait_scraped(watch, job)
 
@@ -214,9 +230,10 @@ def drill(watch: Watch, *, job: str, pids: Sequence[int], until: float = PATIENC
 
     stopped_s = time.monotonic()
     with _stopped(pids):
-        fired = watch.webhook.wait(is_ours("firing"), what=f"ServiceDown of {job}", patience_s=until)
+        fired = watch.webhook.wait(is_ours("firing"), what=f"ServiceDown of {job}", patience_s=patience_s)
+        meanwhile()
     went_on_s = time.monotonic()
-    resolved = watch.webhook.wait(is_ours("resolved"), what=f"the end of ServiceDown of {job}", patience_s=until)
+    resolved = watch.webhook.wait(is_ours("resolved"), what=f"the end of ServiceDown of {job}", patience_s=patience_s)
     return Told(fired=fired, fired_s=fired.at_s - stopped_s, resolved_s=resolved.at_s - went_on_s)
 
 

@@ -20,6 +20,7 @@ import pytest
 from client import Client
 from deploy.local.children import ROOT
 from deploy.monitoring.tools import installed
+from tests.deploy.monitoring import live
 
 TIMEOUT_S = 400.0
 NUM_PORTS = 10
@@ -35,6 +36,9 @@ class Up:
 
     def address(self, process: str) -> str:
         return re.search(rf"^{process} .* (127\.0\.0\.1:\d+)  ", self.table, re.M)[1]
+
+    def metrics(self) -> dict[str, str]:
+        return {process: url for process, url in re.findall(r"^(\w+) .* (http://\S+/metrics) ", self.table, re.M)}
 
     def pid(self, process: str) -> int:
         said = run("status", "--state", self.state).stdout
@@ -119,6 +123,22 @@ def test_it_draws_in_triton_and_the_models_say_so(stack: Up) -> None:
         drawn = client.generate("a guide dog", seed=1, stop_at=64)
         again = client.generate("a guide dog", seed=1, stop_at=64)
     assert drawn.images[0].image == again.images[0].image
+
+
+def test_ten_thousand_random_requests_make_few_series_and_all_is_documented(stack: Up) -> None:
+    live.check_random_requests({name: stack.address(name) for name in ("retrieval", "generator")}, stack.metrics())
+    assert set(stack.metrics()) == {"retrieval", "generator", "triton", "trainer"}
+    live.check_documented(stack.metrics())
+
+
+def test_its_prometheus_evaluates_the_rules(stack: Up) -> None:
+    live.check_rules_are_evaluated(re.search(r"^prometheus .* (http://\S+) ", stack.table, re.M)[1])
+
+
+def test_a_fire_drill_reaches_the_pager(stack: Up, tmp_path: Path) -> None:
+    told = live.check_fire_drill(stack.metrics(), tmp_path, pid=stack.pid("retrieval"))
+    assert told.fired_s > 1 and told.resolved_s > 0, "an alert waits for its time"
+    wait_serving(stack)
 
 
 def test_a_second_up_leaves_it_as_it_is_and_other_settings_are_refused(stack: Up, weights: Path, work: Path) -> None:

@@ -65,11 +65,17 @@ def check_fire_drill(metrics: Mapping[str, str], folder: Path, *, pid: int) -> T
     """Retrieval is stopped: the pager is told, and nobody of what follows from it; then it is told that it is over."""
     targets = {job: url.removeprefix("http://").partition("/")[0] for job, url in metrics.items()}
     with watching(targets, folder) as watch:
-        told = drill(watch, job="retrieval", pids=[pid])
+
+        def wait_inhibited() -> None:
+            give_up = time.monotonic() + PATIENCE_S
+            while "TargetDown" not in watch.inhibited():
+                assert time.monotonic() < give_up, "it is told as well"
+                time.sleep(0.1)
+
+        told = drill(watch, job="retrieval", pids=[pid], meanwhile=wait_inhibited)
         notices = list(watch.webhook.notices)
     assert told.fired.receiver == "pager"
     assert told.fired.annotations["summary"] == "No retrieval answers"
     assert told.fired.annotations["runbook_url"].endswith("#servicedown")
-    alone = {(each.alert, each.labels.get("service")) for each in notices}
-    assert ("TargetDown", "retrieval") not in alone, "it is inhibited"
+    assert not [each for each in notices if (each.alert, each.labels["service"]) == ("TargetDown", "retrieval")]
     return told
