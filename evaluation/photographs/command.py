@@ -205,6 +205,8 @@ def _table(measured: list[Measured], copy: LocalCopy, out: Path) -> list[str]:
     ]
     for each in measured:
         fid = "-" if each.scores.fid is None else f"{each.scores.fid:.3f}"
-        lines.append(f"{each.point.name} | {fid} | {each.scores.cmmd:.3f} | {each.scores.clip_score}")
+        lines.append(
+            f"{each.point.name} | {fid} | {each.scores.cmmd:.3f} | {each.scores.clip_score} | {each.scores.neighbors:.2f}"
+        )
     best = json.loads((out / "results.json").read_text(encoding="utf-8"))["best"]
     return [*lines, *(f"best of {label}: {name}" for label, name in best.items()), f"results: {out / 'results.json'}"]

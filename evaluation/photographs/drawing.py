@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from client import Client, GenerationFailed
+from client.picture_record import read_record
 from common.files import write_atomic
 from common.images import decode_rgb
 from evaluation.photographs.local_copy import Prompt
@@ -60,8 +62,9 @@ def draw_point(
         if not shards.path(number).is_file():
             part = prompts[rows.start : rows.stop]
             _draw_all(folder, point, part, drawing)
-            pictures = [_picture(picture_file(folder, prompt)) for prompt in part]
-            shards.write(number, encoders.features(pictures, [prompt.text for prompt in part]))
+            files = [picture_file(folder, prompt) for prompt in part]
+            found = encoders.features([_picture(path) for path in files], [prompt.text for prompt in part])
+            shards.write(number, found | {"neighbors": np.array([_num_neighbors(path) for path in files])})
         if drawing.keep_pictures is not None:
             for prompt in prompts[max(rows.start, drawing.keep_pictures) : rows.stop]:
                 picture_file(folder, prompt).unlink(missing_ok=True)
@@ -82,6 +85,11 @@ def _picture(path: Path) -> np.ndarray:
     if picture.shape != (SIDE, SIDE, 3):
         raise ValueError(f"pictures: {path} is {picture.shape[0]} x {picture.shape[1]}, not {SIDE} x {SIDE}")
     return picture
+
+
+def _num_neighbors(path: Path) -> int:
+    """How many pairs shaped a picture, by its own record."""
+    return len(json.loads(read_record(path.read_bytes()))["neighbors"])
 
 
 def _draw_all(folder: Path, point: SweepPoint, prompts: Sequence[Prompt], drawing: Drawing) -> None:

@@ -50,11 +50,17 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Of one point of the sweep; `fid` None: there were no Inception weights."""
+    """Of one point of the sweep.
+
+    Attributes:
+        fid: None: there were no Inception weights.
+        neighbors: that shaped a picture, on average: fewer than k where retrieval found fewer.
+    """
 
     fid: float | None
     cmmd: float
     clip_score: Interval
+    neighbors: float
 
 
 class FeatureShards:
@@ -126,4 +132,5 @@ def scores_of(shards: FeatureShards, reference: Reference) -> Scores:
         fid=fid,
         cmmd=cmmd(np.concatenate(list(shards.stream("clip"))), reference.clip),
         clip_score=mean_interval(np.concatenate(list(shards.stream("clip_score")))),
+        neighbors=float(np.concatenate(list(shards.stream("neighbors"))).mean()),
     )

@@ -35,7 +35,7 @@ class Measured:
     def row(self) -> dict[str, Any]:
         """For `results.json`."""
         named = {"point": self.point.name, **asdict(self.point)}
-        return named | {"fid": self.scores.fid, "cmmd": self.scores.cmmd, "clip_score": asdict(self.scores.clip_score)}
+        return named | asdict(self.scores)
 
 
 def run_sweep(

@@ -1,9 +1,9 @@
 """Which style is a picture drawn in? A classifier that has seen training entities alone.
 
-Multinomial logistic regression (scikit-learn) on standardized features of the packaged dual encoder's trunk (EfficientNet,
-trained on ImageNet and on training entities) at 64 pixels, of pictures in the scenes that prompts name. It is fitted on the
-spot and deterministically, equally many pictures a style, and carries its accuracy on true pictures of held-out entities,
-in scenes: a drawn picture cannot be expected to be told better than those.
+Multinomial logistic regression (scikit-learn) on `style_features.StyleFeatures` (or any other encoder) at 64 pixels, of
+pictures in the scenes that prompts name. It is fitted on the spot and deterministically, equally many pictures a style, and
+carries its accuracy on true pictures of held-out entities, in scenes: a drawn picture cannot be expected to be told better
+than those.
 
 Limits: it tells the ten styles of the demonstration corpus apart, not how well one is drawn; a copied neighbor has its own
 style, right or wrong.
@@ -21,24 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from sklearn.linear_model import LogisticRegression
 
 from common.corpus import Pair, iter_pairs, read_manifest
-from common.dual_encoder import load_dual_encoder, pixels_of
 from common.files import write_atomic
 from common.scenes import sample_scene
 from evaluation.features import SIDE
 from evaluation.scores.entity import Encoder
-from evaluation.scores.sides import shrunk_to
 from evaluation.suite import draw
 
 FORMAT = "reimagen-style-classifier/1"
 PER_STYLE = 200  # pictures fitted on
 HELD_OUT_PER_STYLE = 60  # pictures its accuracy is of
-REGULARIZATION = 0.01  # scikit-learn's C
+REGULARIZATION = 3.0  # scikit-learn's C
 _BATCH = 64
 
 Progress = Callable[[str, int, int], None]
@@ -50,7 +47,7 @@ class StyleClassifier:
 
     Attributes:
         styles: the classes, sorted.
-        weights, biases: float32 [S, D] and [S], standardization folded in.
+        weights, biases: float32 [S, D] and [S].
         encoder: names what the features are of.
         corpus: fingerprint of the corpus it was fitted on.
         held_out_accuracy: share of true pictures of held-out entities whose style it tells; of `held_out_pictures`.
@@ -83,25 +80,6 @@ class StyleClassifier:
         return np.array([float(a == b) for a, b in zip(found, styles, strict=True)])
 
 
-class TrunkFeatures:
-    """Features of the packaged dual encoder's trunk: an `Encoder` of square pictures of 64, 128, 256, ... pixels."""
-
-    def __init__(self, folder: Path) -> None:
-        """Load; CheckpointError names what is wrong with the folder."""
-        self._model, digest, _ = load_dual_encoder(folder)
-        self.name = f"trunk-{digest[:12]}"
-
-    @torch.inference_mode()
-    def __call__(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """float32 [N, F]."""
-        small = [shrunk_to(picture, SIDE) for picture in pictures]
-        parts = [
-            self._model.standardized(self._model.tower(pixels_of(small[i : i + _BATCH], self._model.config.side)))
-            for i in range(0, len(small), _BATCH)
-        ]
-        return torch.cat(parts).numpy() if parts else np.zeros((0, self._model.config.num_features), np.float32)
-
-
 def fit_style_classifier(
     corpus: Path,
     encoder: Encoder,
@@ -121,11 +99,9 @@ def fit_style_classifier(
     if len(styles) < 2 or styles != tuple(sorted({pair.facets["style"] for pair in held_out})):
         raise ValueError(f"corpus: {corpus} has not two styles with training and with held-out entities each")
     features = _features(training, encoder, progress, "style: training pictures")
-    mean, scale = features.mean(0), np.maximum(features.std(0), 1e-6)
     fitted = LogisticRegression(C=REGULARIZATION, max_iter=1000)
-    fitted.fit((features - mean) / scale, [styles.index(pair.facets["style"]) for pair in training])
+    fitted.fit(features, [styles.index(pair.facets["style"]) for pair in training])
     weights, biases = _by_class(np.asarray(fitted.coef_), np.asarray(fitted.intercept_))
-    weights, biases = weights / scale, biases - (weights / scale) @ mean
     blank = StyleClassifier(
         styles=styles,
         weights=weights.astype(np.float32),
@@ -209,10 +185,19 @@ def _order(key: str) -> str:
     return hashlib.sha256(f"style classifier/{key}".encode()).hexdigest()
 
 
+def training_pictures(corpus: Path, per_style: int = PER_STYLE) -> list[np.ndarray]:
+    """The pictures that the classifier, and the words of its features, are fitted on."""
+    return [_shown(pair) for pair in _chosen(corpus, per_style, 0)[0]]
+
+
+def _shown(pair: Pair) -> np.ndarray:
+    return draw(pair, sample_scene(random.Random(f"style/{pair.key}")), SIDE)
+
+
 def _features(pairs: Sequence[Pair], encoder: Encoder, progress: Progress, task: str) -> np.ndarray:
     found = []
     for start in range(0, len(pairs), _BATCH):
         batch = pairs[start : start + _BATCH]
-        found.append(encoder([draw(pair, sample_scene(random.Random(f"style/{pair.key}")), SIDE) for pair in batch]))
+        found.append(encoder([_shown(pair) for pair in batch]))
         progress(task, start + len(batch), len(pairs))
     return np.concatenate(found).astype(np.float64)
