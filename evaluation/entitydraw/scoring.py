@@ -214,17 +214,18 @@ def score_run(
         if row.prompt_id not in prompts:
             raise RunError(f"run: {folder.rows_file}: prompt_id {row.prompt_id!r} is not of the suite {suite.name!r}")
     wanted = SCORES | ({"style"} if styles_of else set()) | ({"near_copy"} if copies else set())
-    done = {score.key: score for score in folder.scores() if set(score.scores) >= wanted}
-    scored = [done[row.key] for row in rows if row.key in done and done[row.key].sha256 == row.sha256]
-    fresh = {score.key for score in scored}
-    todo = sorted((r for r in rows if r.key not in fresh), key=lambda r: (galleries.key(prompts[r.prompt_id]), r.key))
+    there = {score.key: score for score in folder.scores()}
+    known = {row.key: there[row.key] for row in rows if row.key in there and there[row.key].sha256 == row.sha256}
+    scored = [score for score in known.values() if set(score.scores) >= wanted]
+    whole = {score.key for score in scored}
+    todo = sorted((r for r in rows if r.key not in whole), key=lambda r: (galleries.key(prompts[r.prompt_id]), r.key))
     progress("scores", len(scored), len(rows))
     written = time.monotonic()
     for _, group in groupby(todo, key=lambda r: galleries.key(prompts[r.prompt_id])):
-        scored += _score_group(folder, list(group), prompts, galleries, styles_of, copies)
+        scored += _score_group(folder, list(group), known, prompts, galleries, styles_of, copies)
         progress("scores", len(scored), len(rows))
         if time.monotonic() - written > KEEP_S:  # who is stopped here goes on here
-            folder.write_scores(scored)
+            folder.write_scores({**known, **{score.key: score for score in scored}}.values())
             written = time.monotonic()
     folder.write_scores(scored)
     return scored
@@ -233,19 +234,22 @@ def score_run(
 def _score_group(
     folder: RunFolder,
     rows: Sequence[PictureRow],
+    known: Mapping[tuple[str, str, int], ScoreRow],
     prompts: Mapping[str, SuitePrompt],
     galleries: Galleries,
     styles_of: Styles | None,
     copies: bool,
 ) -> list[ScoreRow]:
-    """The scores of pictures that share a gallery."""
+    """The scores of pictures that share a gallery; what is `known` already is not measured again."""
     pictures = [read_picture(folder, row) for row in rows]
     seen = styles_of(pictures) if styles_of else [""] * len(rows)
     found: list[ScoreRow] = []
     for row, pixels, style in zip(rows, pictures, seen, strict=True):
         prompt = prompts[row.prompt_id]
-        scores = score_picture(pixels, row, galleries.of(prompt))
-        if copies:
+        scores = dict(known[row.key].scores) if row.key in known else {}
+        if not set(scores) >= SCORES:
+            scores |= score_picture(pixels, row, galleries.of(prompt))
+        if copies and "near_copy" not in scores:
             scores["near_copy"] = _near_copy(folder, row, pixels)
         if styles_of:
             asked = prompt.target.facets.get("style") if prompt.target else None
