@@ -16,6 +16,7 @@ from common.scenes import Scene
 from common.stages import stage
 from evaluation.cascade import Cascade, guided_by_text, neighbor_picture
 from evaluation.features import background_color, entity_features, psnr, quarter_of, rank_of
+from evaluation.scores.color_drift import color_drift
 from evaluation.suite import Prompt, Suite
 from retrieval_svc.knowledge_base import KnowledgeBase
 from retrieval_svc.retrieval import Neighbor, Query
@@ -144,11 +145,11 @@ def _enlargement(suite: Suite, cascade: Cascade, size: int, count: int, progress
 
 
 def _drift(pictures: Sequence[np.ndarray], cascade: Cascade, progress: Progress) -> float:
-    """Mean absolute difference, in levels of 255, between a 64 picture's mean color and its 1024 picture's, shrunk."""
+    """Mean color drift from 64 pictures to their 1024 ones, in levels of 255."""
     differences = []
     for i, picture in enumerate(pictures):
         large = cascade.enlarge(cascade.enlarge(picture, 256, seed=SEED, sample=i), 1024, seed=SEED, sample=i)
-        differences.append(np.abs(shrink(large, 16).astype(float) - picture.astype(float)).mean())
+        differences.append(color_drift(picture, large))
         progress("color drift", i + 1, len(pictures))
     return round(float(np.mean(differences)), 3)
 
