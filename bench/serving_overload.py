@@ -142,10 +142,10 @@ def _moment(served: Served, triton_pid: int | None) -> _Moment:
 def _costs(began: _Moment, ended: _Moment) -> dict[str, float]:
     """Cores that each took, the mean."""
     passed_s = ended.at_s - began.at_s
-    taken = {
-        name: getattr(ended, f"{name}_s") - getattr(began, f"{name}_s") for name in ("callers", "generator", "triton")
-    }
-    return {name: round(seconds / passed_s, 3) for name, seconds in taken.items()} | {"of": os.cpu_count() or 1}
+    cores = {"callers": 0.0, "generator": 0.0, "triton": 0.0, "of": float(os.cpu_count() or 1)}
+    for name in ("callers", "generator", "triton"):
+        cores[name] = round((getattr(ended, f"{name}_s") - getattr(began, f"{name}_s")) / passed_s, 3)
+    return cores
 
 
 async def _closed(channel: grpc.aio.Channel, requests: list[bytes], callers: int, seconds: float) -> list[Outcome]:
