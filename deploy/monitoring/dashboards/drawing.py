@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,8 @@ def _scale(axes: Axes, panel: Panel, table: Any) -> None:
 
 def _legend(axes: Axes, panel: Panel, drawn: list[tuple[str, Series]], colors: list[str], legend_in: float) -> None:
     """Names under the axes in two columns, with the last value of each."""
-    height_in = axes.get_window_extent().height / DPI
+    extent = axes.get_window_extent()
+    width_in, height_in = extent.width / DPI, extent.height / DPI
     for number, ((name, series), color) in enumerate(zip(drawn, colors, strict=True)):
         if number == MOST_LEGENDS - 1 and len(drawn) > MOST_LEGENDS:
             name, last, color = f"and {len(drawn) - number} more", "", FAINT
@@ -196,7 +198,7 @@ def _legend(axes: Axes, panel: Panel, drawn: list[tuple[str, Series]], colors: l
         room = (44 if wide else 27) if panel.width > 6 else 20
         shown = name if len(name) <= room else f"{name[: room - 9]}…{name[-8:]}"
         axes.text(
-            -0.06 + 0.54 * column,
+            (-0.3 + panel.width * COLUMN_IN / 2 * column) / width_in,
             -(0.3 + 0.16 * row) / height_in,
             f"■ {shown}  {last}",
             size=6.3,
@@ -245,12 +247,18 @@ def _num_series(answers: Sequence[Answered]) -> int:
 
 
 def _grid(drawn: Sequence[tuple[str, Series]]) -> list[float]:
-    return sorted({time for _, series in drawn for time in series.times})
+    """The times of all series, and those between at which none has a value, so that nothing is drawn across."""
+    known = sorted({time for _, series in drawn for time in series.times})
+    if len(known) < 2:
+        return known
+    step = min(after - before for before, after in pairwise(known))
+    return [known[0] + number * step for number in range(round((known[-1] - known[0]) / step) + 1)]
 
 
 def _on_grid(series: Series, times: Sequence[float]) -> list[float]:
-    known = dict(zip(series.times, series.values, strict=True))
-    return [known.get(time, math.nan) if math.isfinite(known.get(time, math.nan)) else math.nan for time in times]
+    known = {round(time, 3): value for time, value in zip(series.times, series.values, strict=True)}
+    found = [known.get(round(time, 3), math.nan) for time in times]
+    return [value if math.isfinite(value) else math.nan for value in found]
 
 
 def _moment(time: float) -> datetime:
