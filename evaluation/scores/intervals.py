@@ -20,6 +20,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+_ROUNDING = 1e-12  # a mean of differences that cancel need not be 0, and would count as better or worse
 _AT_ONCE = 4_000_000  # numbers drawn in one piece: bounds memory
 
 
@@ -119,7 +120,7 @@ def statistic_interval(
         num_prompts: how many there are.
 
     Raises:
-        ValueError: there is no prompt.
+        ValueError: there is no prompt, or the figure of a draw is not finite.
     """
     _check(level, resamples)
     if num_prompts < 1:
@@ -129,6 +130,8 @@ def statistic_interval(
         return Interval(estimate=estimate, low=None, high=None, level=level, prompts=1)
     rng = np.random.default_rng(seed)
     drawn = np.array([statistic(rng.integers(num_prompts, size=num_prompts)) for _ in range(resamples)])
+    if not np.isfinite([estimate, *drawn]).all():
+        raise ValueError("statistic: is not finite for some prompts")
     return _between(estimate, drawn, level, num_prompts)
 
 
@@ -151,6 +154,7 @@ def compare(
         raise ValueError(f"second: {len(b)} values, the first has {len(a)}: they are compared one by one")
     _check(level, resamples)
     differences = prompt_means(a - b, prompts)
+    differences[np.abs(differences) < _ROUNDING] = 0.0
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     return Comparison(
         difference=_bootstrapped(differences, level, resamples, seed),

@@ -98,6 +98,13 @@ def test_two_systems_that_differ_and_two_that_do_not() -> None:
     assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.10, "alike: one in twenty is called different"
 
 
+def test_differences_that_cancel_are_ties() -> None:
+    first, second = [0.1, 0.2, 0.0, 1.0], [0.0, 0.0, 0.3, 0.0]
+    assert sum(a - b for a, b in zip(first[:3], second[:3], strict=True)) != 0.0, "rounding alone"
+    found = compare(first, second, ["a", "a", "a", "b"])
+    assert (found.better, found.worse, found.tied) == (1, 0, 1)
+
+
 def test_two_prompts_prove_nothing() -> None:
     found = compare([1.0, 1.0], [0.0, 0.0])
     assert found.p_difference == 0.5 and found.p_sign == 0.5
@@ -124,6 +131,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match=r"second\[0\]: nan"):
         compare([1.0], [math.nan])
+    with pytest.raises(ValueError, match="statistic: is not finite"):
+        statistic_interval(lambda rows: math.nan if 0 in rows else 1.0, 3)
     with pytest.raises(ValueError, match="level: 95"):
         mean_interval([1.0, 2.0], level=95)
     with pytest.raises(ValueError, match="resamples: 0"):
