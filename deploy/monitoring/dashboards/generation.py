@@ -8,8 +8,10 @@ from deploy.monitoring.dashboards.promql import WINDOW, Selection
 
 PROCESS = Selection('namespace=~"$namespace",job=~"$job",instance=~"$instance"')
 STAGE = Selection(f'stage=~"$stage",{PROCESS.matchers}')
+METHODS = 'grpc_method=~"reimagen.generator.v1.GeneratorService/.*"'
 DRAWN = 'outcome="ok"'
 SELECTED = 'namespace=~"$namespace",job=~"$job"'
+OWN = " and on(job,instance) reimagen_generator_admission_capacity"  # all jobs may be chosen: of them, this service's processes
 VARIABLES = (
     NAMESPACE,
     Variable(
@@ -91,7 +93,7 @@ REQUESTS = Row(
             width=6,
             queries=(
                 Query(
-                    expr=PROCESS.total("reimagen_server_calls_in_flight", by=("grpc_method",)),
+                    expr=PROCESS.total("reimagen_server_calls_in_flight", METHODS, by=("grpc_method",)),
                     legend="{{grpc_method}}",
                 ),
             ),
@@ -258,13 +260,15 @@ PROCESS_ROW = Row(
             title="Memory",
             description="Resident memory.",
             unit=Unit.BYTES,
-            queries=(Query(expr=PROCESS.of("process_resident_memory_bytes"), legend="{{instance}}"),),
+            queries=(Query(expr=f"{PROCESS.of('process_resident_memory_bytes')}{OWN}", legend="{{instance}}"),),
         ),
         Panel(
             title="Processor",
             description="Cores kept busy.",
             unit=Unit.CORES,
-            queries=(Query(expr=f"rate({PROCESS.of('process_cpu_seconds_total')}[{WINDOW}])", legend="{{instance}}"),),
+            queries=(
+                Query(expr=f"rate({PROCESS.of('process_cpu_seconds_total')}[{WINDOW}]){OWN}", legend="{{instance}}"),
+            ),
         ),
     ),
 )

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, tee
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from deploy.monitoring.dashboards.live.session import PRESET, Ground, Session, s
 NUM_PAIRS, NUM_HELD_OUT = 32, 8  # of the demonstration's corpus: enough to look up, to train on, and to tell how well
 SCRAPE_S, RATE_S, STEP_S = 5.0, 30.0, 5.0
 CHECK_S, PATIENCE_S = 60.0, 300.0
-MIX = Mix(steps={64: 8, 256: 3, 1024: 2}, callers=(3, 6), methods=("bm25",), pause_s=0.5)
+MIX = Mix(steps={64: 8, 256: 3, 1024: 2}, callers=(3, 6), methods=("bm25",), prompts=(), pause_s=0.5)
 TRITON_DIES, RETRIEVAL_DIES = 0.35, 0.7  # when, as shares of the load's time
 _CAPTION = "What the panels' queries gave, drawn in the dashboard's grid; not a screenshot of Grafana. {load} {made_up}"
 
@@ -44,14 +44,14 @@ class Demonstration:
 
 def check_demonstration(given: Demonstration, display: Display) -> list[Finding]:
     """What became of every query under load: each has some minutes to find something once."""
-    with display.live(), _running(given, display) as running, asked(running.generators, running.retrieval, MIX):
+    with display.live(), _running(given, display) as running, asked(running.generators, running.retrieval, _mix(given)):
         display.say("asking every query")
         return check_until(BOARDS, running.prometheus, rate_s=CHECK_S, patience_s=PATIENCE_S, pause_s=SCRAPE_S)
 
 
 def draw_demonstration(given: Demonstration, seconds: float, display: Display) -> None:
     """Write every dashboard's picture, of so many seconds of load."""
-    with display.live(), _running(given, display) as running, asked(running.generators, running.retrieval, MIX):
+    with display.live(), _running(given, display) as running, asked(running.generators, running.retrieval, _mix(given)):
         display.say(f"{seconds:.0f} s of load")
         _let_things_fail(running, seconds, display)
         start, end = running.started, time.time()
@@ -59,6 +59,11 @@ def draw_demonstration(given: Demonstration, seconds: float, display: Display) -
             display.say(f"drawing {board.name}")
             answers = _answers(board, running.prometheus, start, end)
             write_atomic(picture_path(board), picture(board, answers, start, end, _caption(board, end - start)))
+
+
+def _mix(given: Demonstration) -> Mix:
+    """Callers who ask for what is known."""
+    return replace(MIX, prompts=[pair.caption for pair in iter_pairs(given.state / "work" / "corpus")])
 
 
 @contextmanager

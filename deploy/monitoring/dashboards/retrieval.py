@@ -12,6 +12,7 @@ QDRANT = Selection('job="qdrant",namespace=~"$namespace"')
 SELECTED = 'namespace=~"$namespace",job=~"$job"'
 CHANGES = 'grpc_method=~"reimagen.retrieval.v1.KnowledgeBaseService/.*"'
 LEG_TIME = "reimagen_retrieval_duration_seconds"
+OWN = " and on(job,instance) reimagen_retrieval_results_count"  # all jobs may be chosen: of them, this service's processes
 VARIABLES = (
     NAMESPACE,
     Variable(name="job", label="Job", metric="reimagen_retrieval_results_count", described="What Prometheus calls it."),
@@ -155,13 +156,15 @@ INDEXES = Row(
             title="Memory",
             description="Resident memory; the indexes are mapped, and what was read of them counts.",
             unit=Unit.BYTES,
-            queries=(Query(expr=PROCESS.of("process_resident_memory_bytes"), legend="{{instance}}"),),
+            queries=(Query(expr=f"{PROCESS.of('process_resident_memory_bytes')}{OWN}", legend="{{instance}}"),),
         ),
         Panel(
             title="Processor",
             description="Cores kept busy.",
             unit=Unit.CORES,
-            queries=(Query(expr=f"rate({PROCESS.of('process_cpu_seconds_total')}[{WINDOW}])", legend="{{instance}}"),),
+            queries=(
+                Query(expr=f"rate({PROCESS.of('process_cpu_seconds_total')}[{WINDOW}]){OWN}", legend="{{instance}}"),
+            ),
         ),
     ),
 )

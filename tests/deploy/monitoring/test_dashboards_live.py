@@ -21,7 +21,13 @@ from tests.trainer.shapes import LetterEncoder, shape_pairs, write_nearest, writ
 from trainer.dataset import prepare
 
 SCRAPE_S, RATE_S, PATIENCE_S = 1.0, 60.0, 240.0
-MIX = Mix(steps={64: 3, 256: 2, 1024: 1}, callers=(2, 6), methods=("bm25",), pause_s=0.05)
+MIX = Mix(
+    steps={64: 3, 256: 2, 1024: 1},
+    callers=(2, 6),
+    methods=("bm25",),
+    prompts=("a guide dog, noto style", "an old oak tree"),
+    pause_s=0.05,
+)
 
 
 def free_ports() -> int:

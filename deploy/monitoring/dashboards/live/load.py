@@ -15,12 +15,6 @@ from client.retrieval_types import Lookup, Pair
 from deploy.local.knowledge_base import NAME
 
 DEADLINE_S = 120.0
-PROMPTS = (
-    "a guide dog, noto style",
-    "a red apple, twemoji style",
-    "a steam locomotive",
-    "an old oak tree, openmoji style",
-)
 SQUARE = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><rect width="8" height="8" fill="#%06x"/></svg>'
 REFUSED = (GenerationFailed, RetrievalFailed, FieldError)
 
@@ -33,12 +27,14 @@ class Mix:
         steps: of each stage, by its size: small ones draw soon.
         callers: of each generator.
         methods: of lookups.
+        prompts: what is asked for.
         pause_s: mean time between an answer and the next question.
     """
 
     steps: dict[int, int]
     callers: tuple[int, int]
     methods: Sequence[str]
+    prompts: Sequence[str]
     pause_s: float
 
 
@@ -93,7 +89,7 @@ class Caller:
         list(self._client.knowledge_bases.upsert(NAME, [pair]))
 
     def _prompt(self) -> str:
-        return self._rng.choice(PROMPTS)
+        return self._rng.choice(self._mix.prompts)
 
 
 @contextmanager
