@@ -32,7 +32,7 @@ from evaluation.features import SIDE
 from evaluation.scores.entity import Encoder
 from evaluation.suite import draw
 
-FORMAT = "reimagen-style-classifier/1"
+FORMAT = "reimagen-style-classifier/2"
 PER_STYLE = 200  # pictures fitted on
 HELD_OUT_PER_STYLE = 60  # pictures its accuracy is of
 REGULARIZATION = 3.0  # scikit-learn's C
@@ -127,7 +127,9 @@ def write_style_classifier(path: Path, classifier: StyleClassifier) -> None:
         "held_out_accuracy": repr(classifier.held_out_accuracy),
         "held_out_pictures": str(classifier.held_out_pictures),
     }
-    write_atomic(path, save({"weights": classifier.weights, "biases": classifier.biases}, metadata=header))
+    # scikit-learn's rows lie column by column, which safetensors would write as they lie.
+    arrays = {"weights": np.ascontiguousarray(classifier.weights), "biases": np.ascontiguousarray(classifier.biases)}
+    write_atomic(path, save(arrays, metadata=header))
 
 
 def read_style_classifier(path: Path) -> StyleClassifier:

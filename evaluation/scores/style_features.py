@@ -46,7 +46,7 @@ class StyleFeatures:
         self._model, digest, _ = load_dual_encoder(folder)
         path = packaged_patch_words()
         self._words = read_patch_words(path)
-        self.name = f"patches-{sha256_file(path)[:8]}-trunk-{digest[:8]}"
+        self.name = f"patches-2-{sha256_file(path)[:8]}-trunk-{digest[:8]}"
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[np.ndarray]) -> np.ndarray:

@@ -97,20 +97,22 @@ def test_held_out_pictures_are_told_by_their_style(corpus: Path, encoder: StyleF
 def test_held_out_entities_are_measured_on_and_never_fitted_on(corpus: Path, tmp_path: Path) -> None:
     """Held-out pictures with swapped styles lower the accuracy, and change no weight."""
 
-    def mean_colors(pictures: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([np.append(p.mean((0, 1)), p.std()) / 255.0 for p in pictures])
+    words = read_patch_words(packaged_patch_words())
+
+    def bags(pictures: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([bag_of_words(picture, words) for picture in pictures])
 
     turn = dict(zip(LOOKS, [*list(LOOKS)[1:], next(iter(LOOKS))], strict=True))
     swapped = [replace(p, facets={"style": turn[p.facets["style"]]}) if p.held_out else p for p in pairs()]
     write_corpus(tmp_path / "swapped", swapped, name="styles", version="1")
-    right = fit_style_classifier(corpus, mean_colors, "colors", silent)
-    wrong = fit_style_classifier(tmp_path / "swapped", mean_colors, "colors", silent)
+    right = fit_style_classifier(corpus, bags, "bags", silent)
+    wrong = fit_style_classifier(tmp_path / "swapped", bags, "bags", silent)
     assert np.array_equal(right.weights, wrong.weights)
     assert wrong.held_out_accuracy < right.held_out_accuracy
     few = [pair for pair in pairs() if pair.facets["style"] == "pale"]
     write_corpus(tmp_path / "one", few, name="styles", version="1")
     with pytest.raises(ValueError, match="has not two styles"):
-        fit_style_classifier(tmp_path / "one", mean_colors, "colors", silent)
+        fit_style_classifier(tmp_path / "one", bags, "bags", silent)
 
 
 def test_a_bag_of_patches_does_not_ask_where_they_are(corpus: Path, tmp_path: Path) -> None:
