@@ -195,3 +195,17 @@ def test_every_flag_is_explained(name: str, capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().out
     for flag in ("--source", "--inception", "--knowledge-base", "--weights-256", "--keep-pictures", "--clip-prefix"):
         assert flag in said
+
+
+def test_the_guides_commands_are_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They end where their local copy is missing: every flag before that was taken."""
+    guide = (Path(command.__file__).parents[1] / "README.md").read_text()
+    said = [line.split()[3:] for line in guide.splitlines() if line.startswith(".venv/bin/python -m evaluation ")]
+    mine = [words for words in said if words[0] in ("coco", "wikiimages")]
+    assert [words[0] for words in mine] == ["coco", "wikiimages"]
+    monkeypatch.chdir(tmp_path)
+    for words in mine:
+        assert main(words) == 2
+        assert f"import: {words[words.index('--source') + 1]} does not exist" in capsys.readouterr().err
