@@ -25,7 +25,7 @@ from tests.deploy.k8s.rendering import Pod, pods, stack
 
 pytestmark = pytest.mark.skipif(not os.environ.get("REIMAGEN_IMAGES"), reason="make test-images builds and runs them")
 LOCKS = {"retrieval": "", "generator": "", "trainer": "trainer-cpu"}
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 300.0
 ALONE = dict.fromkeys(
     (
         "REIMAGEN_RETRIEVAL_QDRANT_URL",
