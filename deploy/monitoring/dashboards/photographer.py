@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice, tee
 from pathlib import Path
 
 from client.display import Display
@@ -25,7 +24,11 @@ from deploy.monitoring.dashboards.live.load import Mix, asked
 from deploy.monitoring.dashboards.live.prometheus import RULES, Prometheus
 from deploy.monitoring.dashboards.live.session import PRESET, Ground, Session, session
 
-NUM_PAIRS, NUM_HELD_OUT = 32, 8  # of the demonstration's corpus: enough to look up, to train on, and to tell how well
+NUM_SHOWN, NUM_HELD_OUT, NUM_STYLES = (
+    6,
+    2,
+    5,
+)  # entities of the demonstration: shown in training, not shown; styles of each
 SCRAPE_S, RATE_S, STEP_S = 5.0, 30.0, 5.0
 CHECK_S, PATIENCE_S = 60.0, 300.0
 MIX = Mix(steps={64: 8, 256: 3, 1024: 2}, callers=(3, 6), methods=("bm25",), prompts=(), pause_s=0.5)
@@ -110,10 +113,14 @@ def _prepared(folder: Path, display: Display) -> tuple[Path, Path]:
 
 
 def _some(pairs: Iterable[Pair]) -> list[Pair]:
-    """The first pairs, those of entities that no training sees among them."""
-    shown, tested = tee(pairs)
-    held_out = islice((pair for pair in tested if pair.held_out), NUM_HELD_OUT)
-    return [*islice((pair for pair in shown if not pair.held_out), NUM_PAIRS), *held_out]
+    """All pictures of the first entities that are drawn in several styles; some of them are such as no training sees."""
+    drawn: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        drawn.setdefault(pair.entity, []).append(pair)
+    known = [found for found in drawn.values() if len(found) >= NUM_STYLES]
+    shown = [found for found in known if not found[0].held_out][:NUM_SHOWN]
+    held_out = [found for found in known if found[0].held_out][:NUM_HELD_OUT]
+    return [pair for found in (*shown, *held_out) for pair in found]
 
 
 def _run(*arguments: str) -> None:

@@ -7,13 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client import start_http_server
 
-from client import RunSpec
+from client import RunSpec, TrainingFailed
 from client.display import Display
 from client.trainer import TrainerClient
 from deploy.local.children import Child, ChildFailed, running
@@ -25,6 +25,7 @@ from deploy.monitoring.dashboards.live.stand_ins import stand_ins
 NUM_PORTS = 20
 PRESET, SIDE = "demo-64", 16  # of pictures so small that a step is short
 SCRAPED_S, POLL_S = 240.0, 0.2
+RUN = "watched"
 _OFFSETS = {"retrieval": 1, "generator": 3, "triton": 5, "trainer": 9}  # of the stack's metrics
 _CALLED = {"generator": 2, "retrieval": 0}
 
@@ -98,6 +99,7 @@ def session(ground: Ground, folder: Path, display: Display) -> Iterator[Session]
         stack.enter_context(running(beside))
         stack.callback(_end, [_training(ground, folder)])
         _start_run(ground)
+        stack.callback(_cancel_run, ground)  # it would outlive the service
         targets = [*_targets(ground), *_made_up(ground, stack)]
         prometheus = stack.enter_context(
             running_prometheus(
@@ -178,7 +180,12 @@ def _start_run(ground: Ground) -> None:
         save_every_steps=ground.steps_between,
     )
     with TrainerClient(_address(ground, 12)) as trainer:
-        trainer.start(spec, name="watched")
+        trainer.start(spec, name=RUN)
+
+
+def _cancel_run(ground: Ground) -> None:
+    with suppress(TrainingFailed), TrainerClient(_address(ground, 12)) as trainer:
+        trainer.cancel(RUN)
 
 
 def _targets(ground: Ground) -> list[Target]:
