@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from deploy.monitoring.dashboards.description import WIDTH, Board, Color, Kind, Panel, Place, Query, Row, places
@@ -170,6 +171,7 @@ def _lines(axes: Axes, panel: Panel, answers: Sequence[Answered], legend_in: flo
         if low <= step.value <= high:
             axes.axhline(step.value, color=THRESHOLDS[step.color], linewidth=0.9, linestyle="--")
     axes.yaxis.set_major_formatter(lambda value, _: spoken(value, panel.unit))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="#eceef0", linewidth=0.6)
     _legend(axes, panel, drawn, colors, legend_in)
 
