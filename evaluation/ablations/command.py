@@ -13,7 +13,7 @@ from evaluation.entitydraw.command import CORPUS, galleries_of, load_suite, styl
 from evaluation.entitydraw.progress import make_progress
 
 OUT = Path("evaluation/results/ablations")
-RUNS = Path("runs/ablations")
+RUN = Path("runs/ablations")
 
 
 def add_commands(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add_commands(commands: Any) -> None:
     )
     running.add_argument("--only-draw", action="store_true", help="score and plot later")
     running.add_argument("--corpus", type=Path, default=CORPUS, help="default: %(default)s")
-    running.add_argument("--runs", type=Path, default=RUNS, help="where pictures are kept (default: %(default)s)")
+    running.add_argument("--run", type=Path, default=RUN, help="where pictures are kept (default: %(default)s)")
     running.add_argument("--out", type=Path, default=OUT, help="data, plots and sheets (default: %(default)s)")
     running.add_argument("--calls", type=int, default=2, metavar="N", help="at once (default: %(default)s)")
     running.set_defaults(body=_ablation)
@@ -38,7 +38,7 @@ def _ablation(flags: argparse.Namespace) -> None:
     rows = ABLATIONS if flags.names == ["all"] else tuple(ablation(name) for name in flags.names)
     suite = load_suite("demo", flags.corpus)
     galleries = galleries_of(suite, flags.corpus)
-    places, progress = Places(runs=flags.runs, out=flags.out), make_progress()
+    places, progress = Places(run=flags.run, out=flags.out), make_progress()
     styles_of = styles_of_corpus(suite, flags.corpus, progress)
     if flags.generator:
         with Client(flags.generator, retry=NO_RETRY) as client:

@@ -18,6 +18,7 @@ from evaluation.ablations.plots import draw_plot
 from evaluation.ablations.rows import Ablation
 from evaluation.entitydraw.figures import run_figures
 from evaluation.entitydraw.progress import Progress
+from evaluation.entitydraw.requests import seeds_of
 from evaluation.entitydraw.results import PictureRow, RunError, RunFolder, ScoreRow
 from evaluation.entitydraw.runner import RunSettings, run_suite
 from evaluation.entitydraw.scoring import Galleries, Styles, read_picture, scene_of, score_run
@@ -32,14 +33,10 @@ SHEET_CELL = 96
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where pictures are kept, and where the data, the plot and the sheet go."""
+    """Where pictures are kept (one run of all ablations), and where the data, the plots and the sheets go."""
 
-    runs: Path
+    run: Path
     out: Path
-
-    def run(self, row: Ablation) -> RunFolder:
-        """The run of an ablation."""
-        return RunFolder(self.runs / (row.run or row.name))
 
 
 def draw_ablation(row: Ablation, suite: Suite, client: Client, places: Places, calls: int, progress: Progress) -> None:
@@ -49,9 +46,12 @@ def draw_ablation(row: Ablation, suite: Suite, client: Client, places: Places, c
         RunError: the run that is there is of another suite or of other weights.
         GenerationFailed: the generator refused or failed.
     """
-    command = f"python -m evaluation ablation {row.name} --generator HOST:PORT"
-    settings = RunSettings(prompts=row.prompts, pictures=row.pictures, calls=calls, command=command)
-    run_suite(suite, row.systems, client, places.run(row), settings, progress)
+    settings = RunSettings(prompts=row.prompts, pictures=row.pictures, calls=calls, command=_command("all"))
+    run_suite(suite, row.systems, client, RunFolder(places.run), settings, progress)
+
+
+def _command(name: str) -> str:
+    return f"python -m evaluation ablation {name} --generator HOST:PORT"
 
 
 def measure_ablation(
@@ -67,12 +67,12 @@ def measure_ablation(
     Raises:
         RunError: there is no such run, or no prompt that all systems have drawn.
     """
-    folder = places.run(row)
-    names = {system.name for system in row.systems}
+    folder = RunFolder(places.run)
+    names = frozenset(system.name for system in row.systems)
     copies = "near_copy" in row.figures
-    scored = score_run(folder, suite, galleries, progress, styles_of, copies=copies)
-    shared = _shared([score for score in scored if score.system in names], names)
-    scores = [score for score in scored if score.system in names and score.key[1:] in shared]
+    scored = score_run(folder, suite, galleries, progress, styles_of, copies=copies, systems=names)
+    shared = _shared(row, suite, scored)
+    scores = [score for score in scored if score.key[1:] in shared]
     rows = [each for each in folder.rows() if each.system in names and each.key[1:] in shared]
     if not scores:
         raise RunError(f"run: {folder.path}: holds no prompt that every system of {row.name!r} has drawn")
@@ -82,7 +82,7 @@ def measure_ablation(
         "question": row.question,
         "axis": row.axis,
         "points": [{"system": point.system.to_json(), "x": point.x, "series": point.series} for point in row.points],
-        "run": folder.read_run(),
+        "run": _run(row, folder),
         "pictures_sha256": _digest(rows),
         **figures,
     }
@@ -92,10 +92,19 @@ def measure_ablation(
     return written
 
 
-def _shared(scores: Sequence[ScoreRow], names: set[str]) -> set[tuple[str, int]]:
-    """The prompts and seeds that every system has drawn: all, once the run is finished."""
+def _shared(row: Ablation, suite: Suite, scores: Sequence[ScoreRow]) -> set[tuple[str, int]]:
+    """The prompts and seeds of the row that every system has drawn: all, once the run is finished."""
+    wanted = {(p.id, seed) for p in suite.part(row.prompts) for seed in seeds_of(suite, p, row.pictures)}
     drawn = Counter(score.key[1:] for score in scores)
-    return {key for key, count in drawn.items() if count == len(names)}
+    return {key for key in wanted if drawn[key] == len(row.systems)}
+
+
+def _run(row: Ablation, folder: RunFolder) -> dict[str, Any]:
+    """What the run says of this ablation."""
+    run = folder.read_run()
+    systems = {system.name: run["systems"][system.name] for system in row.systems}
+    wanted = {"prompts": row.prompts, "pictures": row.pictures, "command": _command(row.name)}
+    return {**run, **wanted, "systems": systems}
 
 
 def _digest(rows: Sequence[PictureRow]) -> dict[str, str]:

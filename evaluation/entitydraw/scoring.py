@@ -13,7 +13,7 @@ alone takes the picture for one of it (`evaluation.scores.style`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import groupby
@@ -198,12 +198,14 @@ def score_run(
     styles_of: Styles | None = None,
     *,
     copies: bool = True,
+    systems: Collection[str] = (),
 ) -> list[ScoreRow]:
     """Score every picture of a run that is not scored yet, and write `scores.jsonl`.
 
     Args:
         styles_of: tells pictures' styles; None: they are not scored.
         copies: whether near copies are looked for, which takes the longest.
+        systems: of which pictures are scored; none: of all.
 
     Raises:
         RunError: a row is of a prompt that the suite does not have, or a file cannot be read.
@@ -215,6 +217,7 @@ def score_run(
             raise RunError(f"run: {folder.rows_file}: prompt_id {row.prompt_id!r} is not of the suite {suite.name!r}")
     wanted = SCORES | ({"style"} if styles_of else set()) | ({"near_copy"} if copies else set())
     there = {score.key: score for score in folder.scores()}
+    rows = [row for row in rows if not systems or row.system in systems]
     known = {row.key: there[row.key] for row in rows if row.key in there and there[row.key].sha256 == row.sha256}
     scored = [score for score in known.values() if set(score.scores) >= wanted]
     whole = {score.key for score in scored}
@@ -225,9 +228,9 @@ def score_run(
         scored += _score_group(folder, list(group), known, prompts, galleries, styles_of, copies)
         progress("scores", len(scored), len(rows))
         if time.monotonic() - written > KEEP_S:  # who is stopped here goes on here
-            folder.write_scores({**known, **{score.key: score for score in scored}}.values())
+            folder.write_scores({**there, **{score.key: score for score in scored}}.values())
             written = time.monotonic()
-    folder.write_scores(scored)
+    folder.write_scores({**there, **{score.key: score for score in scored}}.values())
     return scored
 
 

@@ -44,7 +44,6 @@ def tiny(plot: str) -> Ablation:
         plot=plot,  # type: ignore[arg-type]
         axis="steps",
         prompts=3,
-        run="tiny",
         log_axis=plot == "lines",
     )
 
@@ -53,7 +52,7 @@ def tiny(plot: str) -> Ablation:
 def places(suite: Suite, galleries: Galleries, drawing: Client, tmp_path_factory: pytest.TempPathFactory) -> Places:
     """Three ablations that were drawn: one of each plot, all of the same pictures."""
     folder = tmp_path_factory.mktemp("ablations")
-    places = Places(runs=folder / "runs", out=folder / "out")
+    places = Places(run=folder / "run", out=folder / "out")
     draw_ablation(tiny("bars"), suite, drawing, places, 2, silent)
     for plot in ("bars", "lines", "tradeoff"):
         measure_ablation(tiny(plot), suite, galleries, places, silent)
@@ -66,7 +65,7 @@ def test_an_ablation_leaves_its_data_a_plot_and_a_sheet(plot: str, places: Place
     assert set(written["systems"]) == {"ddim-1", "ddim-2", "ddpm-1", "ddpm-2"} == set(written["pictures_sha256"])
     assert [p["x"] for p in written["points"]] == [1.0, 2.0, 1.0, 2.0]
     assert [(c["first"], c["second"]) for c in written["comparisons"]] == [("ddim-1", "ddpm-1")]
-    assert written["run"]["command"] == "python -m evaluation ablation tiny-bars --generator HOST:PORT"
+    assert written["run"]["command"] == f"python -m evaluation ablation tiny-{plot} --generator HOST:PORT"
     picture = decode_rgb((places.out / f"tiny-{plot}.png").read_bytes())
     assert picture.shape[0] > 300 and picture.std() > 5
     assert decode_rgb((places.out / f"tiny-{plot}-sheet.png").read_bytes()).shape[0] > 300
@@ -75,11 +74,10 @@ def test_an_ablation_leaves_its_data_a_plot_and_a_sheet(plot: str, places: Place
 def test_of_a_run_that_is_not_finished_what_all_systems_have_counts(
     places: Places, suite: Suite, galleries: Galleries, tmp_path: Path
 ) -> None:
-    there = places.run(tiny("bars"))
-    partly = Places(runs=tmp_path / "runs", out=tmp_path / "out")
-    shutil.copytree(there.path, partly.run(tiny("bars")).path)
-    row = next(row for row in there.rows() if row.system == "ddim-2")
-    (partly.run(tiny("bars")).path / row.file).unlink()
+    partly = Places(run=tmp_path / "run", out=tmp_path / "out")
+    shutil.copytree(places.run, partly.run)
+    row = next(row for row in RunFolder(places.run).rows() if row.system == "ddim-2")
+    (partly.run / row.file).unlink()
     written = measure_ablation(tiny("bars"), suite, galleries, partly, silent)
     assert [found["pictures"] for found in written["systems"].values()] == [2, 2, 2, 2]
     none = replace(tiny("bars"), points=(Point(system=System(name="gone")),), compared=())
@@ -99,10 +97,17 @@ def test_every_row_can_be_drawn(row: Ablation, suite: Suite) -> None:
     assert len(set(names)) == len(names)
     assert all(set(pair) <= set(names) for pair in row.compared) and row.compared
     assert set(row.figures) <= set(FIGURES)
-    assert ablation(row.name) is row and (not row.run or ablation(row.run).systems == row.systems)
+    assert ablation(row.name) is row
     for system in row.systems:
         request = asked(suite, system, suite.prompts[0]).request((1, 2))
         assert request.stop_at == 64 and (request.k or request.without_neighbors or request.references)
+
+
+def test_a_system_of_one_name_is_one_system() -> None:
+    systems: dict[str, System] = {}
+    for row in ABLATIONS:
+        for system in row.systems:
+            assert systems.setdefault(system.name, system) == system
 
 
 def test_an_ablation_that_there_is_not_is_said() -> None:
@@ -161,9 +166,9 @@ def test_anchors_are_plain() -> None:
 
 
 def test_the_committed_ablations_are_of_the_rows_that_there_are() -> None:
-    suite_sha256 = {json.loads(path.read_text())["run"]["suite"]["sha256"] for path in RESULTS.glob("*.json")}
-    assert len(suite_sha256) == 1
-    for row in ABLATIONS:
-        written = json.loads((RESULTS / f"{row.name}.json").read_text())
-        assert [point["system"] for point in written["points"]] == [system.to_json() for system in row.systems]
-        assert (RESULTS / f"{row.name}.png").is_file() and (RESULTS / f"{row.name}-sheet.png").is_file()
+    written = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    assert len({found["run"]["suite"]["sha256"] for found in written.values()}) <= 1, "all are of one suite"
+    for name, found in written.items():
+        row = ablation(name)
+        assert [point["system"] for point in found["points"]] == [system.to_json() for system in row.systems]
+        assert (RESULTS / f"{name}.png").is_file() and (RESULTS / f"{name}-sheet.png").is_file()
