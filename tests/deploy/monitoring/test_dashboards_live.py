@@ -20,7 +20,7 @@ from tests.generator_svc.tiny_stack import write_knowledge_base, write_weights
 from tests.trainer.shapes import LetterEncoder, shape_pairs, write_nearest, write_shapes
 from trainer.dataset import prepare
 
-SCRAPE_S, RATE_S, PATIENCE_S = 1.0, 60.0, 240.0
+SCRAPE_S, RATE_S, PATIENCE_S = 2.0, 60.0, 240.0
 MIX = Mix(
     steps={64: 3, 256: 2, 1024: 1},
     callers=(2, 6),
