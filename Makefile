@@ -30,7 +30,7 @@ SOAK_SEED ?= 1
 IMAGE ?= retrieval
 ENGINE ?= docker
 
-.PHONY: help env triton kubectl chromium oracles prometheus fire-drill dashboards dashboards-check dashboard-pictures proto generate knowledge-base up down status test test-crashes test-faults test-soak soak test-images lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
+.PHONY: help env triton kubectl chromium oracles prometheus fire-drill dashboards dashboards-check dashboard-pictures proto generate knowledge-base up down status test test-crashes test-faults test-soak soak test-images test-dashboards lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -169,6 +169,9 @@ lint: proto ## ruff, pyright and buf
 
 dashboards: env ## Write the dashboards' JSON from their description: deploy/monitoring/dashboards
 	$(PY) -m deploy.monitoring.dashboards write
+
+test-dashboards: proto triton prometheus ## Ask every query of the dashboards of a stack of tiny networks, as a test
+	REIMAGEN_DASHBOARDS=1 $(PY) -m pytest -s tests/deploy/monitoring/test_dashboards_live.py
 
 dashboards-check: proto triton prometheus ## Ask every query of the dashboards of a stack that is started for it
 	$(PY) -m deploy.monitoring.dashboards check

@@ -1,8 +1,10 @@
-"""Every query of every dashboard, asked of a real Prometheus that reads a real stack of tiny networks under mixed load."""
+"""Every query of every dashboard, asked of a real Prometheus that reads a real stack of tiny networks under mixed load:
+`make test-dashboards` (REIMAGEN_DASHBOARDS=1), some minutes."""
 
 from __future__ import annotations
 
 import io
+import os
 import random
 import socket
 from contextlib import ExitStack
@@ -19,6 +21,8 @@ from deploy.monitoring.dashboards.live.session import NUM_PORTS, Ground, session
 from tests.generator_svc.tiny_stack import write_knowledge_base, write_weights
 from tests.trainer.shapes import LetterEncoder, shape_pairs, write_nearest, write_shapes
 from trainer.dataset import prepare
+
+pytestmark = pytest.mark.skipif(not os.environ.get("REIMAGEN_DASHBOARDS"), reason="make test-dashboards starts its stack")
 
 SCRAPE_S, RATE_S, PATIENCE_S = 2.0, 60.0, 240.0
 MIX = Mix(
