@@ -6,8 +6,8 @@ from deploy.monitoring.dashboards.description import Board, Color, Kind, Panel, 
 from deploy.monitoring.dashboards.promises import BURN_ALERTS, NAMESPACE, ORDER_TIME, ORDERS
 from deploy.monitoring.dashboards.promql import WINDOW, Selection
 
-PROCESS = Selection('namespace=~"$namespace",job=~"$job",instance=~"$instance"')
-STAGE = Selection(f'stage=~"$stage",{PROCESS.matchers}')
+PROCESS = Selection(matchers='namespace=~"$namespace",job=~"$job",instance=~"$instance"')
+STAGE = Selection(matchers=f'stage=~"$stage",{PROCESS.matchers}')
 METHODS = 'grpc_method=~"reimagen.generator.v1.GeneratorService/.*"'
 DRAWN = 'outcome="ok"'
 SELECTED = 'namespace=~"$namespace",job=~"$job"'

@@ -6,7 +6,7 @@ from deploy.monitoring.dashboards.description import Board, Color, Kind, Panel, 
 from deploy.monitoring.dashboards.promql import WINDOW, Selection
 
 # The exporter is no part of the stack: its namespace, job and pod labels are its own.
-GPU = Selection('Hostname=~"$Hostname",gpu=~"$gpu"')
+GPU = Selection(matchers='Hostname=~"$Hostname",gpu=~"$gpu"')
 WHICH = "{{Hostname}} {{gpu}}"
 MIB = 1 << 20
 VARIABLES = (

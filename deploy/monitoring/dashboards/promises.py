@@ -6,7 +6,7 @@ from deploy.monitoring.dashboards.description import Query, Variable
 from deploy.monitoring.dashboards.promql import Selection
 from deploy.monitoring.objectives import BUDGET, BURN_RATES, ERRORS, OBJECTIVES
 
-ALL = Selection('namespace=~"$namespace"')
+ALL = Selection(matchers='namespace=~"$namespace"')
 NAMESPACE = Variable(
     name="namespace",
     label="Namespace",

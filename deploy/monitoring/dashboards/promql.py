@@ -11,7 +11,7 @@ WINDOW = "$__rate_interval"  # Grafana's: four scrapes or a step, whichever is l
 PERCENTILES = (0.5, 0.95, 0.99)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """The series that a dashboard is about, by label matchers that hold its variables."""
 

@@ -6,9 +6,9 @@ from deploy.monitoring.dashboards.description import Board, Color, Kind, Panel, 
 from deploy.monitoring.dashboards.promises import BURN_ALERTS, CALLS, LOOKED_UP, LOOKUPS, NAMESPACE
 from deploy.monitoring.dashboards.promql import WINDOW, Selection
 
-PROCESS = Selection('namespace=~"$namespace",job=~"$job",instance=~"$instance"')
-INDEX = Selection(f'index=~"$index",{PROCESS.matchers}')
-QDRANT = Selection('job="qdrant",namespace=~"$namespace"')
+PROCESS = Selection(matchers='namespace=~"$namespace",job=~"$job",instance=~"$instance"')
+INDEX = Selection(matchers=f'index=~"$index",{PROCESS.matchers}')
+QDRANT = Selection(matchers='job="qdrant",namespace=~"$namespace"')
 SELECTED = 'namespace=~"$namespace",job=~"$job"'
 CHANGES = 'grpc_method=~"reimagen.retrieval.v1.KnowledgeBaseService/.*"'
 LEG_TIME = "reimagen_retrieval_duration_seconds"

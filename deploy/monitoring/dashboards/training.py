@@ -6,7 +6,7 @@ from deploy.monitoring.dashboards.description import Board, Color, Kind, Panel, 
 from deploy.monitoring.dashboards.promises import ALL, NAMESPACE
 from deploy.monitoring.dashboards.promql import WINDOW, Selection
 
-PRESET = Selection('preset=~"$preset",namespace=~"$namespace"')
+PRESET = Selection(matchers='preset=~"$preset",namespace=~"$namespace"')
 VARIABLES = (
     NAMESPACE,
     Variable(

@@ -6,10 +6,10 @@ from deploy.monitoring.dashboards.description import Board, Color, Kind, Panel, 
 from deploy.monitoring.dashboards.promises import NAMESPACE
 from deploy.monitoring.dashboards.promql import WINDOW, Selection
 
-SERVER = Selection('namespace=~"$namespace",job=~"$job",instance=~"$instance"')
-MODEL = Selection(f'model=~"$model",{SERVER.matchers}')
-ASKED = Selection('model=~"$model",namespace=~"$namespace"')  # the generators' figures, of all their instances
-TARGET = Selection('target=~"($model)@.*",namespace=~"$namespace"')
+SERVER = Selection(matchers='namespace=~"$namespace",job=~"$job",instance=~"$instance"')
+MODEL = Selection(matchers=f'model=~"$model",{SERVER.matchers}')
+ASKED = Selection(matchers='model=~"$model",namespace=~"$namespace"')  # the generators' figures, of all their instances
+TARGET = Selection(matchers='target=~"($model)@.*",namespace=~"$namespace"')
 SELECTED = 'namespace=~"$namespace",job=~"$job"'
 VARIABLES = (
     NAMESPACE,

@@ -22,7 +22,9 @@ from tests.generator_svc.tiny_stack import write_knowledge_base, write_weights
 from tests.trainer.shapes import LetterEncoder, shape_pairs, write_nearest, write_shapes
 from trainer.dataset import prepare
 
-pytestmark = pytest.mark.skipif(not os.environ.get("REIMAGEN_DASHBOARDS"), reason="make test-dashboards starts its stack")
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("REIMAGEN_DASHBOARDS"), reason="make test-dashboards starts its stack"
+)
 
 SCRAPE_S, RATE_S, PATIENCE_S = 2.0, 60.0, 240.0
 MIX = Mix(

@@ -1,0 +1,52 @@
+"""What the service reads of a run's log: whole lines, once each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from trainer.service.run_log import CHUNK_BYTES, LogTail, ProgressReader
+
+
+def test_lines_are_read_once_whole_and_from_the_start_where_the_log_was_cut(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    tail = LogTail(tmp_path)
+    assert tail.read() == []
+    line = {"time": 1.0, "kind": "train", "side": 16, "examples": 8, "loss": float("nan"), "note": "text"}
+    log.write_text(json.dumps({"step": 1} | line) + "\n" + '{"step": 2, "ti')
+    (first,) = tail.read()
+    assert (first.step, first.kind, list(first.values)) == (1, "train", ["loss"])
+    assert tail.read() == []
+    with log.open("a") as stream:
+        stream.write('me": 2.0, "kind": "held_out", "examples": 16, "full": 0.5}\nno line of ours\n')
+    assert [(found.step, found.values) for found in tail.read()] == [(2, {"full": 0.5})]
+    log.write_text(json.dumps({"step": 3} | line) + "\n")
+    assert [found.step for found in tail.read()] == [3]
+
+
+def test_a_long_log_comes_in_parts(tmp_path: Path) -> None:
+    line = json.dumps({"time": 1.0, "kind": "train", "examples": 8, "loss": 0.1, "step": 1}) + "\n"
+    num = 2 * CHUNK_BYTES // len(line)
+    (tmp_path / "log.jsonl").write_text(line * num)
+    tail, parts = LogTail(tmp_path), []
+    while found := tail.read():
+        parts.append(len(found))
+    assert sum(parts) == num and len(parts) >= 2
+
+
+def test_progress_is_the_newest_line_with_the_newest_training_figures(tmp_path: Path) -> None:
+    reader = ProgressReader()
+    assert reader.read(tmp_path) is None
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "time": 1, "kind": "held_out", "examples": 8, "full": 1}\n')
+    found = reader.read(tmp_path)
+    assert found is not None and (found.step, found.loss, found.examples_per_second) == (1, None, 0.0)
+    with (tmp_path / "log.jsonl").open("a") as stream:
+        stream.write('{"step": 2, "time": 2, "kind": "train", "examples": 16, "loss": 0.25, "examples_per_s": 4}\n')
+        stream.write('{"step": 3, "time": 3, "kind": "held_out", "examples": 24, "full": 1}\n')
+    found = reader.read(tmp_path)
+    assert found is not None and (found.step, found.examples, found.loss, found.examples_per_second) == (
+        3,
+        24,
+        0.25,
+        4.0,
+    )
