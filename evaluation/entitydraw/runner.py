@@ -222,6 +222,7 @@ def _begin(
     num_prompts: int,
 ) -> None:
     """Write `run.json`, or see that the one that is there goes with what is asked."""
+    last = max(system.stop_at for system in systems)
     models = _patiently(client.models, threading.Event())
     generator = {
         "stages": [
@@ -232,6 +233,7 @@ def _begin(
                 "trained": dict(m.trained),
             }
             for m in models.stages
+            if m.stage <= last
         ],
         "text_encoder": models.text_encoder,
     }
@@ -268,7 +270,7 @@ def _check_same(folder: RunFolder, there: Mapping[str, Any], suite: Suite, gener
         )
     before = {m["stage"]: m["weights_sha256"] for m in there["generator"]["stages"]}
     now = {m["stage"]: m["weights_sha256"] for m in generator["stages"]}
-    if before != now:
+    if any(before.get(stage, sha256) != sha256 for stage, sha256 in now.items()):
         raise RunError(f"run: {folder.run_file}: generator.stages: other weights; they need another folder")
 
 
