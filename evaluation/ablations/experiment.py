@@ -116,7 +116,7 @@ def _digest(rows: Sequence[PictureRow]) -> dict[str, str]:
 
 
 def draw_sheet(row: Ablation, suite: Suite, folder: RunFolder, rows: Sequence[PictureRow]) -> np.ndarray:
-    """The first prompts, a line each: neighbors of the first system that has some, the first picture of every system, and
+    """The first prompts, a line each: neighbors of the system that has most, the first picture of every system, and
     what was asked for."""
     by_key: dict[tuple[str, str], PictureRow] = {}
     for each in sorted(rows, key=lambda r: r.key):
@@ -125,7 +125,7 @@ def draw_sheet(row: Ablation, suite: Suite, folder: RunFolder, rows: Sequence[Pi
     labels: list[str] = []
     for prompt in suite.part(row.prompts)[:SHEET_PROMPTS]:
         found = [by_key.get((system.name, prompt.id)) for system in row.systems]
-        shaped = next((each for each in found if each and each.neighbors), None)
+        shaped = max((each for each in found if each), key=lambda each: len(each.neighbors), default=None)
         pictures = [_blank() if each is None else read_picture(folder, each) for each in found]
         lines.append([*neighbor_pictures(folder, shaped), *pictures, true_picture(prompt)])
         labels.append(prompt.text)

@@ -130,7 +130,7 @@ ETA = Ablation(
         for strategy, etas in (("weighted", ETAS), ("interleaved", ETAS[1:-1]))  # at 0 and at 1 the two are one
         for eta in etas
     ),
-    figures=("style", "entity_r1"),
+    figures=("text", "entity_r1"),
     compared=(
         ("weighted-eta-0", "weighted-eta-100"),
         ("weighted-eta-0", "weighted-eta-50"),

@@ -30,20 +30,29 @@ class Asked:
         said = {name: value for name in _KNOBS if (value := getattr(system, name)) is not None}
         stages = (StageOverrides(stage=BASE, **said),) if said else ()
         looked_up = system.neighbors == "retrieved"
-        every = tuple(reference.pair for reference in self.prompt.entity.references if reference.pair)
         return GenerationRequest(
             prompt=self.text,
             k=system.k if looked_up else None,
             knowledge_base=system.knowledge_base if looked_up else "",
             method=system.method if looked_up else "",
             exclude_exact=looked_up and system.excluded == "exact",
-            excluded_pair_ids=every if looked_up and system.excluded == "entity" else (),
+            excluded_pair_ids=self._excluded() if looked_up else (),
             without_neighbors=system.neighbors == "none",
             negative_prompt=system.negative_prompt,
             references=tuple(_sent(reference) for reference in self.references),
             seeds=tuple(seeds),
             stop_at=system.stop_at,
             stages=stages,
+        )
+
+    def _excluded(self) -> tuple[str, ...]:
+        """Pairs that retrieval is told to leave out by their ids."""
+        if self.system.excluded == "entity":
+            return tuple(reference.pair for reference in self.prompt.entity.references if reference.pair)
+        # `exclude_exact` reads the entity off the prompt, which other words around it keep it from.
+        is_changed = self.text != self.prompt.text
+        return (
+            (self.prompt.target.key,) if self.system.excluded == "exact" and is_changed and self.prompt.target else ()
         )
 
 
