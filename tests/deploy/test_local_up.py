@@ -24,6 +24,9 @@ from tests.deploy.monitoring import live
 
 TIMEOUT_S = 400.0
 NUM_PORTS = 10
+NEEDS_PROMETHEUS = pytest.mark.skipif(
+    not installed("prometheus"), reason="it is not there, and `make prometheus` could not fetch it"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +134,12 @@ def test_ten_thousand_random_requests_make_few_series_and_all_is_documented(stac
     live.check_documented(stack.metrics())
 
 
+@NEEDS_PROMETHEUS
 def test_its_prometheus_evaluates_the_rules(stack: Up) -> None:
     live.check_rules_are_evaluated(re.search(r"^prometheus .* (http://\S+) ", stack.table, re.M)[1])
 
 
+@NEEDS_PROMETHEUS
 def test_a_fire_drill_reaches_the_pager(stack: Up, tmp_path: Path) -> None:
     told = live.check_fire_drill(stack.metrics(), tmp_path, pid=stack.pid("retrieval"))
     assert told.fired_s > 1 and told.resolved_s > 0, "an alert waits for its time"
