@@ -246,7 +246,7 @@ class RunFolder:
         write_atomic(self.scores_file, "".join(_line(asdict(row)) for row in ordered))
 
     def _lines(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
                 document = json.loads(line)

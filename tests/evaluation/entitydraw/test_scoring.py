@@ -100,6 +100,14 @@ def test_what_is_scored_is_not_scored_again_unless_it_has_changed(
     assert score_run(run, suite, galleries, silent)[0].scores["entity_r1"] == 1.0, "rows that lack a score are measured"
 
 
+def test_a_line_ends_where_it_ends_whatever_a_prompt_holds(suite: Suite, tmp_path: Path) -> None:
+    """JSON leaves some characters as they are that other readers take for ends of lines."""
+    run = made_run(tmp_path, suite, true=true_picture)
+    odd = [replace(row, prompt="a dog\u2028 a\u0085 cat") for row in run.rows()]
+    run.write_rows(odd)
+    assert run.rows() == odd
+
+
 def test_without_targets_the_references_of_the_category_are_the_gallery(
     suite: Suite, held_out: list[Pair], tmp_path: Path
 ) -> None:
