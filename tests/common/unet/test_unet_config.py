@@ -41,7 +41,7 @@ def test_unknown_and_missing_names_are_refused(base_config: UNetConfig) -> None:
     document = base_config.to_json()
     with pytest.raises(ValueError, match="dropout"):
         UNetConfig.from_json(document | {"dropout": 0.1})
-    for name in set(document) - {"boldness"}:  # weights of before it was there are not bold
+    for name in set(document) - {"boldness", "consistent"}:  # weights of before they were there are neither
         with pytest.raises(ValueError, match=name):
             UNetConfig.from_json({k: v for k, v in document.items() if k != name})
 
