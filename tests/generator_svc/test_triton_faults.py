@@ -143,7 +143,7 @@ def test_many_requests_come_and_go_and_nothing_is_left(server: TritonServer) -> 
                 broken.send(MODEL, long_request(int(i), 500), name="x")
             broken.cancel()
             opened.finish(wanted)
-    wait_until(lambda: live(server) == (0, 0))
+        wait_until(lambda: live(server) == (0, 0))
 
 
 def test_nothing_outlives_a_killed_server(weights: Path, tmp_path: Path) -> None:

