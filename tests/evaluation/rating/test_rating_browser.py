@@ -69,7 +69,9 @@ def test_a_rating_by_keyboard_from_name_to_thanks(served: Served, desk: Browser)
     (told,) = [rater for rater in read_raters(served.votes) if rater.name == "Ada"]
     assert len(told.votes) == 12 and told.checks >= 3
     kept = {v["item"]: v["check"] for v in served.events(desk.rater_id) if v["event"] == "vote"}  # one was taken back
-    assert told.passed == list(kept.values()).count("real") < told.checks, "whoever always says yes passes no other check"
+    assert told.passed == list(kept.values()).count("real") < told.checks, (
+        "whoever always says yes passes no other check"
+    )
 
 
 def test_nothing_on_the_page_tells_the_system(served: Served, desk: Browser) -> None:
