@@ -68,7 +68,7 @@ async def _overloaded(
         began = _moment(served, triton_pid)
         loaded = await _open(channel, requests, OVERLOAD * peak_rate, deadline_s + seconds, deadline_s)
         ended = _moment(served, triton_pid)
-    by_reason = _by_label(began, ended, _REFUSED, "reason")
+    by_reason = {reason: more for reason, more in _by_label(began, ended, _REFUSED, "reason").items() if more}
     # Until the first deadlines have passed the line is still filling, and after the last arrival it runs dry.
     steady = [outcome for outcome in loaded if deadline_s <= outcome.ended_s <= deadline_s + seconds]
     good = [outcome.seconds for outcome in steady if outcome.code == "OK"]
@@ -118,12 +118,12 @@ def _decided(began: _Moment, ended: _Moment, percent: int) -> float | None:
 
 
 def _by_label(began: _Moment, ended: _Moment, name: str, label: str, **where: str) -> dict[str, float]:
-    """By how much the series of `name` have grown, by one of their labels; those that have not are left out."""
+    """By how much the series of `name` have grown, by one of their labels."""
     grown: dict[str, float] = {}
     for (each, labels), value in ended.samples.items():
         told = dict(labels)
-        if each == name and where.items() <= told.items() and (more := value - began.samples.get((each, labels), 0.0)):
-            grown[told[label]] = more
+        if each == name and where.items() <= told.items():
+            grown[told[label]] = value - began.samples.get((each, labels), 0.0)
     return grown
 
 

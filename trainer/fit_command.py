@@ -100,14 +100,14 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
             waits for it (a Job, say) does not take it for done.
     """
     _check_ranges(flags)
-    if flags.weights and not flags.replace:  # before the work, where its end is known; `publish` checks again
-        check_replaced(flags.weights, row.stage, min(flags.examples or row.total_examples, row.total_examples))
     with open_ranks(flags.parallel, environment) as (ranks, device), ExitStack() as stack:
         set_num_threads(flags.threads or max(1, (os.cpu_count() or 1) // int(environment.get("LOCAL_WORLD_SIZE", 1))))
         prepared = open_prepared(flags.data)
         trainer, skipped = open_run(row, open_source(row, prepared), flags.run, device, flags.start_from, ranks)
         for line in skipped:
             logging.warning("passed over: %s", line)
+        if flags.weights and not flags.replace:  # before the work, where its end is known; `publish` checks again
+            check_replaced(flags.weights, row.stage, _end(trainer, flags.examples))
         trainer.loader = _loader(flags, on_gpu=device.type == "cuda")
         if ranks.world > 1:
             trainer.watchdog = open_watchdog(ranks, flags.hang_timeout, environment)
@@ -115,7 +115,7 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
         if ranks.leads:
             trainer.recorders = stack.enter_context(_recorders(trainer, flags.metrics_address))
         _train(trainer, flags)
-        if flags.weights:
+        if flags.weights and not trainer.hurried:
             average = trainer.average_weights()
             path = ranks.led(
                 lambda: publish(trainer, flags.weights, prepared.fingerprint, average=average, replace=flags.replace)
@@ -124,6 +124,13 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
                 print(path)
         if trainer.hurried:
             sys.exit(128 + (trainer.signalled or signal.SIGTERM))  # another rank was sent it
+
+
+def _end(trainer: Trainer, examples: int | None) -> int:
+    """Examples that the run will have seen: it ends on a whole batch, and does not go back."""
+    row = trainer.preset
+    end = min(examples or row.total_examples, row.total_examples)
+    return max(trainer.state.examples, math.ceil(end / row.batch) * row.batch)
 
 
 def _check_ranges(flags: argparse.Namespace) -> None:

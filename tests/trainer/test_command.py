@@ -50,9 +50,13 @@ def test_weights_that_saw_more_are_replaced_only_where_it_is_said(
 ) -> None:
     run, weights = tmp_path / "run", tmp_path / "weights"
     assert fit(data, tmp_path / "longer", "--examples", "12", "--weights", str(weights)) == 0
-    before = (weights / "unet_256.safetensors").read_bytes()
     assert fit(data, run, "--examples", "8", "--weights", str(weights)) == 2
-    assert "unet_256 that saw 12 examples, and this one 8" in capsys.readouterr().err and not run.exists()
+    assert "unet_256 that saw 12 examples, and this one 8" in capsys.readouterr().err
+    assert not list(run.glob("state-*")), "before the work"
+    assert fit(data, tmp_path / "longer", "--examples", "11", "--weights", str(weights)) == 0, (
+        "a run's own are no others"
+    )
+    before = (weights / "unet_256.safetensors").read_bytes()
     assert fit(data, run, "--seconds", "0", "--weights", str(weights)) == 2, "whose end is not known before"
     assert "--replace" in capsys.readouterr().err
     assert (weights / "unet_256.safetensors").read_bytes() == before
