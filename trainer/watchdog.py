@@ -14,8 +14,8 @@ from datetime import timedelta
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from trainer.distributed import Ranks
+from trainer.endings import HUNG
 
-HUNG = 3  # exit status of the ranks that found another one hanging
 BEAT_S = 1.0
 SHORTEST_S = 3.0
 

@@ -82,12 +82,17 @@ class StandInKubernetesApi:
         with self.lock:
             self.objects[kind][name]["status"] = status
 
-    def add_pod(self, job: str, phase: str, log: str) -> None:
-        """A pod of a Job, and what it said."""
+    def add_pod(self, job: str, phase: str, log: str, *, code: int, index: int = 0) -> None:
+        """A pod of a Job, what it said, and the status that its container ended with."""
         with self.lock:
-            metadata = {"name": f"{job}-0-abcde", "labels": {"batch.kubernetes.io/job-name": job}}
-            self.objects["pods"][f"{job}-0-abcde"] = {"metadata": metadata, "status": {"phase": phase}}
-            self.logs[f"{job}-0-abcde"] = log
+            name = f"{job}-{index}-abcde"
+            ended = {"name": "node", "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
+            ended |= {"state": {"terminated": {"exitCode": code}}}
+            self.objects["pods"][name] = {
+                "metadata": {"name": name, "labels": {"batch.kubernetes.io/job-name": job}},
+                "status": {"phase": phase, "containerStatuses": [ended]},
+            }
+            self.logs[name] = log
 
     def run_job(self, name: str, root: Path) -> int:
         """Run the command of a Job's container here, as its only pod would, and say how it ended."""
@@ -97,8 +102,11 @@ class StandInKubernetesApi:
         command = [sys.executable if part == "python" else part for part in container["command"]]
         given = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
         environment = os.environ | given | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        done = subprocess.run([*command, *container["args"]], cwd=root, env=environment, capture_output=True, text=True)
-        self.add_pod(name, "Failed" if done.returncode else "Succeeded", done.stdout + done.stderr)
+        ports = [f"0.0.0.0:{port['containerPort']}" for port in container["ports"]]  # a pod has an address of its own
+        arguments = [arg.replace(place, "127.0.0.1:0") for arg in container["args"] for place in ports]
+        done = subprocess.run([*command, *arguments], cwd=root, env=environment, capture_output=True, text=True)
+        phase = "Failed" if done.returncode else "Succeeded"
+        self.add_pod(name, phase, done.stdout + done.stderr, code=done.returncode)
         condition = {"type": "Failed" if done.returncode else "Complete", "status": "True", "lastTransitionTime": _NOW}
         self.set_status("jobs", name, conditions=[condition | {"reason": "PodFailurePolicy"}])
         return done.returncode

@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 
 from trainer.__main__ import main
+from trainer.endings import HUNG
 from trainer.look import read_log
 from trainer.state_file import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 16, 8
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "trainer")
+TORCHRUN = ("-m", "trainer.torchrun", "--standalone", "--nproc-per-node=2", "-m", "--", "trainer")
 END = ("--examples", str(STEPS * BATCH))
 
 
@@ -152,7 +153,7 @@ def test_a_rank_that_hangs_is_named_and_ends_the_others(
         said += process.stderr.readline()
     os.kill(stopped, signal.SIGKILL)  # torchrun waits for it to take its SIGTERM
     said += process.communicate(timeout=60)[1]
-    assert process.returncode != 0
+    assert process.returncode == HUNG
     assert re.search(r"rank 1 has not finished step \d+ .*for \d+ s", said), said[-3000:]
     assert main(command(prepared_folder, tmp_path, *END)) == 0
     mine, theirs = curve(tmp_path), curve(uninterrupted)
@@ -166,6 +167,7 @@ def test_ranks_that_are_told_to_stop_agree_on_where(uninterrupted: Path, prepare
     until(lambda: len(curve(tmp_path)) >= 4, process)
     process.terminate()
     process.communicate(timeout=90)
+    assert process.returncode == 128 + signal.SIGTERM
     name, _ = last_state(tmp_path)
     assert name == f"state-{max(curve(tmp_path)):08d}.safetensors"
     assert main(command(prepared_folder, tmp_path, *END)) == 0

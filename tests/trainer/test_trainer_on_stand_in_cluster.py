@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -55,18 +56,23 @@ def test_a_job_trains_for_real(clustered: Clustered) -> None:
     assert events[-1].ended_at == "2026-01-02T03:04:05Z"
     assert {event.kind for event in events if isinstance(event, Figures)} == {"train", "held_out"}
     assert not list((service.runs / "real" / "service").glob("process.json")), "nothing ran here"
+    (said,) = (log for name, log in cluster.logs.items() if name.startswith("reimagen-real-1"))
+    assert "metrics at http://127.0.0.1:" in said
 
 
 def test_a_job_that_fails_says_why_and_its_pods_last_lines(clustered: Clustered) -> None:
-    _, client, cluster = clustered
+    service, client, cluster = clustered
     client.start(SPEC, name="broken")
     until(client, "broken", lambda run: run.place)
-    cluster.add_pod("reimagen-broken-1", "Failed", "first\ntrainer: error: --data: no such folder")
+    cluster.add_pod("reimagen-broken-1", "Failed", "its peer is gone", code=1)
+    cluster.add_pod("reimagen-broken-1", "Failed", "first\ntrainer: error: --data: no such folder", code=2, index=1)
+    cluster.add_pod("reimagen-broken-1", "Failed", "its peer is gone", code=1, index=2)
     failed = {"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": "exit code 2"}
     cluster.set_status("jobs", "reimagen-broken-1", conditions=[failed])
     run = over(client, "broken")
     assert run.state == "failed"
     assert run.error == "PodFailurePolicy: exit code 2\nfirst\ntrainer: error: --data: no such folder"
+    assert json.loads((service.runs / "broken" / "service" / "run.json").read_text())["exit_code"] == 2
     client.start(SPEC, name="broken")
     assert until(client, "broken", lambda run: run.place).place == "job/reimagen-broken-2"
     cluster.set_status("jobs", "reimagen-broken-2", conditions=[DONE])

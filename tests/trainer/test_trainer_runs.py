@@ -19,7 +19,7 @@ from common.service.errors import AlreadyExists, DataLoss, InvalidArgument, NotF
 from trainer.service.executor import ExecutorAway, Observed, Phase
 from trainer.service.exports import EXPORT, Exports, ExportState
 from trainer.service.local_runs import LocalRuns
-from trainer.service.metrics import CAUSES, RunMetrics
+from trainer.service.metrics import RunMetrics
 from trainer.service.run_record import FOLDER, RECORD, RunRecord, RunState, read_record, write_record
 from trainer.service.run_spec import ExecutorKind, PodResources, RunSpec
 from trainer.service.runs import Runs
@@ -302,24 +302,29 @@ def test_the_run_that_is_furthest_behind_tells_the_age_of_its_preset(folders: Fo
 
 
 @pytest.mark.parametrize(
-    ("error", "cause"),
+    ("code", "error", "cause"),
     [
-        ("ended with status 3", "hung"),
-        ("BackoffLimitExceeded: x\nrank 1 has not finished step 7 (backward) for 300 s; this rank ends", "hung"),
-        ("ended with status 2\nreimagen: data: no such folder", "bad_input"),
-        ("was ended by SIGKILL, or memory ran out", "other"),
+        (3, "BackoffLimitExceeded", "hung"),
+        (2, "PodFailurePolicy", "bad_input"),
+        (23, "ended with status 23", "other"),
+        (1, "ended with status 1\nrank 1 has not finished step 7 for 300 s; this rank ends", "other"),
+        (-9, "was ended by SIGKILL, or memory ran out", "other"),
+        (None, "ended with status 2", "other"),
     ],
 )
-def test_why_runs_fail(folders: Folders, error: str, cause: str) -> None:
+def test_why_runs_fail_is_told_by_their_status_alone(
+    folders: Folders, code: int | None, error: str, cause: str
+) -> None:
     executor = Obedient(folders)
     runs = opened(folders, executor)
     registry = CollectorRegistry()
     RunMetrics(runs, folders.run, registry)
     runs.start("a", SPEC, "")
     runs.reconcile(ExecutorKind.LOCAL)
-    executor.seen["a"] = Observed(phase=Phase.OVER, error=error)
+    executor.seen["a"] = Observed(phase=Phase.OVER, error=error, exit_code=code)
     runs.reconcile(ExecutorKind.LOCAL)
-    for each in CAUSES:
+    assert opened(folders).get("a").exit_code == code, "which the next service knows"
+    for each in ("hung", "bad_input", "other"):
         value = registry.get_sample_value("reimagen_trainer_runs_failed", {"cause": each})
         assert value == (1 if each == cause else 0)
 

@@ -10,7 +10,7 @@ from trainer.service.run_spec import RunSpec
 from trainer.service.spec_rules import Folders
 
 TRAINER = ("-m", "trainer")
-TORCHRUN = ("-m", "torch.distributed.run")
+TORCHRUN = ("-m", "trainer.torchrun")
 TORCHRUN_GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # whole seconds from its SIGTERM to its ranks to SIGKILL; else 30
 UNDER_TORCHRUN = ("-m", "--", "trainer")  # behind "--" it does not take --run for its own --run-path
 

@@ -35,6 +35,7 @@ class Observed:
         status: why it waits.
         succeeded, asked_to_end, error: of one that is over: whether it ended well, whether it was asked to end, how it
             ended and what it said last.
+        exit_code: status of the command that failed, negative or 128 + its number for a signal; None: not known.
         ended_s: when, since the epoch; None: not known.
     """
 
@@ -44,6 +45,7 @@ class Observed:
     succeeded: bool = False
     asked_to_end: bool = False
     error: str = ""
+    exit_code: int | None = None
     ended_s: float | None = None
 
 

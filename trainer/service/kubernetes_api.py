@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,17 +13,33 @@ import yaml
 from kubernetes import client, config
 
 from common.service.config import ConfigError
+from trainer.endings import most_telling
 from trainer.service.executor import ExecutorAway, ExecutorError
 
 T = TypeVar("T")
 Kind = Literal["Job", "TrainJob"]
 
 _TRAIN_JOBS = {"group": "trainer.kubeflow.org", "version": "v1alpha1", "plural": "trainjobs"}
+MAX_LOG_BYTES = 1 << 20  # read of a pod's last lines, however long they are
+MAX_SAID = 4096  # characters of them that are kept
 _NOT_FOUND, _CONFLICT = 404, 409
 _LATER = (401, 408, 429)  # beside 5xx: a token is being renewed, the server is busy
 _UNREADABLE = (config.ConfigException, OSError, yaml.YAMLError, TypeError, KeyError, ValueError)  # as its client has it
 _JOB_NAME = "batch.kubernetes.io/job-name"
 _TRAIN_JOB_NAME = "jobset.sigs.k8s.io/jobset-name"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastWords:
+    """How the pods of a Job ended.
+
+    Attributes:
+        exit_code: the status, not 0, of the container that tells most (see `most_telling`); None: it is not known any more.
+        said: its last lines.
+    """
+
+    exit_code: int | None
+    said: str
 
 
 class KubernetesApi:
@@ -113,21 +130,26 @@ class KubernetesApi:
         except client.ApiException as error:
             raise ExecutorAway(f"the pods of {kind} {name} cannot be deleted: {_said(error)}") from None
 
-    def last_lines(self, kind: Kind, name: str, lines: int) -> str:
-        """What the newest pod of a Job or TrainJob said last; empty where that is not known any more."""
+    def last_words(self, kind: Kind, name: str, lines: int) -> LastWords:
+        """How the pods of a Job or TrainJob that failed ended: what the one said last that tells most of it."""
+        nothing = LastWords(exit_code=None, said="")
         try:
-            pods = self._call(
+            pods: list[Any] = self._call(
                 self._core.list_namespaced_pod, self._namespace, label_selector=_selector(kind, name)
             ).items
             if not pods:
-                return ""
+                return nothing
             failed = [pod for pod in pods if pod.status and pod.status.phase == "Failed"]
-            newest: Any = max(failed or pods, key=lambda pod: str(getattr(pod.metadata, "creation_timestamp", "")))
+            newest_first = sorted(failed or pods, key=_created, reverse=True)
+            codes = {code: pod for pod in reversed(newest_first) if (code := _exit_code(pod))}  # of each the newest pod
+            code = most_telling(c for pod in newest_first if (c := _exit_code(pod))) if codes else None
+            pod = newest_first[0] if code is None else codes[code]
+            nothing = LastWords(exit_code=code, said="")
             read = self._core.read_namespaced_pod_log
-            said = self._call(read, newest.metadata.name, self._namespace, tail_lines=lines)
+            said = self._call(read, pod.metadata.name, self._namespace, tail_lines=lines, limit_bytes=MAX_LOG_BYTES)
         except (client.ApiException, ExecutorAway):
-            return ""
-        return str(said).strip()
+            return nothing
+        return LastWords(exit_code=code, said=str(said).strip()[-MAX_SAID:])
 
     def _call(self, method: Callable[..., T], *arguments: Any, **named: Any) -> T:
         try:
@@ -143,6 +165,16 @@ class KubernetesApi:
     def _plain(self, answer: Any) -> dict[str, Any]:
         plain: Any = self._api.sanitize_for_serialization(answer)
         return plain
+
+
+def _created(pod: Any) -> str:
+    return str(getattr(pod.metadata, "creation_timestamp", ""))
+
+
+def _exit_code(pod: Any) -> int | None:
+    """The first status that is not 0 of a pod's containers; None: there is none yet."""
+    ended = [status.state.terminated for status in pod.status.container_statuses or () if status.state]
+    return next((end.exit_code for end in ended if end and end.exit_code), None)
 
 
 def _selector(kind: Kind, name: str) -> str:

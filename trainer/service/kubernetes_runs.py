@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -74,12 +75,12 @@ class KubernetesRuns:
         self._api.kill_pods(self._kind, job_name(record))
 
     def _over(self, record: RunRecord, place: str, condition: Mapping[str, Any], *, succeeded: bool) -> Observed:
-        error = ""
-        if not succeeded:
-            reason = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
-            said = self._api.last_lines(self._kind, job_name(record), LAST_LINES)
-            error = "\n".join(filter(None, (reason, said)))
-        return Observed(phase=Phase.OVER, place=place, succeeded=succeeded, error=error, ended_s=_time_s(condition))
+        over = Observed(phase=Phase.OVER, place=place, succeeded=succeeded, ended_s=_time_s(condition))
+        if succeeded:
+            return over
+        reason = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
+        last = self._api.last_words(self._kind, job_name(record), LAST_LINES)
+        return replace(over, error="\n".join(filter(None, (reason, last.said))), exit_code=last.exit_code)
 
     def _make_findable(self, job: Mapping[str, Any], record: RunRecord) -> None:
         """Give a Job's pods the name of the first one, once; a TrainJob's runtime does.

@@ -43,6 +43,7 @@ class LocalRuns:
             succeeded=seen.code == 0,
             asked_to_end=seen.asked,
             error=f"{seen}\n{said}" if said else str(seen),
+            exit_code=seen.code,
             ended_s=seen.time_s,
         )
 

@@ -11,13 +11,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from trainer.endings import CAUSES, OTHER, cause_of
 from trainer.service.run_record import RunRecord, RunState
 from trainer.service.runs import Runs
 
 _STATES = "state-*.safetensors"  # of a run's folder
-_HUNG = ("this rank ends", "ended with status 3")  # what the watchdog says, and how it ends
-_BAD_INPUT = "ended with status 2"
-CAUSES = ("hung", "bad_input", "other")
 
 
 class RunMetrics(Collector):
@@ -38,9 +36,9 @@ class RunMetrics(Collector):
         for state in RunState:
             family.add_metric([state.value], states[state])
         yield family
-        causes = Counter(cause_of(record.error) for record in records if record.state == RunState.FAILED)
+        causes = Counter(cause_of(record.exit_code) for record in records if record.state == RunState.FAILED)
         family = GaugeMetricFamily("reimagen_trainer_runs_failed", "Runs that have failed, by why.", labels=["cause"])
-        for cause in CAUSES:
+        for cause in (*CAUSES.values(), OTHER):
             family.add_metric([cause], causes[cause])
         yield family
         yield from self._of_those_that_run([record for record in records if record.state == RunState.RUNNING])
@@ -85,13 +83,6 @@ class RunMetrics(Collector):
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Nothing is looked up to register it."""
         return iter(())
-
-
-def cause_of(error: str) -> str:
-    """The label of why a run failed, by what is known of its end: one of `CAUSES`."""
-    if any(said in error for said in _HUNG):
-        return "hung"
-    return "bad_input" if _BAD_INPUT in error else "other"
 
 
 def _saved_s(folder: Path) -> float:

@@ -43,6 +43,7 @@ class RunRecord:
         launched: whether the newest attempt was given to its executor.
         cancel_asked_s: when it was asked to end; None: it was not.
         status, error, place: see Run in trainer.proto.
+        exit_code: of a FAILED run, as `Observed` has it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class RunRecord:
     status: str = ""
     error: str = ""
     place: str = ""
+    exit_code: int | None = None
 
 
 def write_record(record: RunRecord, folder: Path) -> None:

@@ -212,11 +212,12 @@ class Runs:
             self._end(record, RunState.CANCELLED, ended_s=seen.ended_s)
         else:
             error = _SOMEBODY_ELSE if seen.succeeded else seen.error
-            self._end(record, RunState.FAILED, ended_s=seen.ended_s, error=error)
+            self._end(record, RunState.FAILED, ended_s=seen.ended_s, error=error, exit_code=seen.exit_code)
 
-    def _end(self, record: RunRecord, state: RunState, *, ended_s: float | None = None, error: str = "") -> None:
+    def _end(self, record: RunRecord, state: RunState, *, ended_s: float | None = None, **ending: Any) -> None:
+        """Write down that an attempt is over; `ending` is its error and its exit code, where it has them."""
         self._stopped.discard(record.token)
-        self._change(record, state=state, ended_s=ended_s or time.time(), error=error, status="")
+        self._change(record, state=state, ended_s=ended_s or time.time(), status="", **ending)
         log.info("run ended", extra={"run": record.name, "state": state.value, "attempt": record.attempt})
 
     def _launchable(self, kind: ExecutorKind, max_runs: int) -> list[RunRecord]:
