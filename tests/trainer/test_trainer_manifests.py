@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 from torch.distributed import run as torchrun
 
 from tests.trainer.stand_in_kubernetes_api import invalid
+from trainer.fit_command import add_fit_flags
 from trainer.service.commands import TORCHRUN, local_command
 from trainer.service.kubernetes_manifests import (
+    METRICS_PORT,
     Cluster,
     job_manifest,
     job_name,
@@ -41,6 +44,7 @@ CLUSTER = Cluster(
 )
 BARE = replace(CLUSTER, account="", queue="", priority_class="", gpus=2)
 ARGUMENTS = ["fit", "--preset=paper-64", "--run=/srv/reimagen/runs/big"]
+METRICS = f"--metrics-address=0.0.0.0:{METRICS_PORT}"
 
 
 def record(name: str = "big", **spec: Any) -> RunRecord:
@@ -107,10 +111,22 @@ def test_its_pods_are_restricted(run: RunRecord) -> None:
 def test_one_rank_is_the_trainer_itself() -> None:
     job = job_manifest(record(), ARGUMENTS, CLUSTER)["spec"]
     (container,) = job["template"]["spec"]["containers"]
-    assert [*container["command"], *container["args"]] == ["python", "-m", "trainer", *ARGUMENTS]
+    assert [*container["command"], *container["args"]] == ["python", "-m", "trainer", *ARGUMENTS, METRICS]
     assert (job["completions"], job["parallelism"], job["podReplacementPolicy"]) == (1, 1, "Failed")
     assert job["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"] == [2]
     assert not any(variable["name"].startswith("PET_") for variable in container["env"])
+
+
+@pytest.mark.parametrize("run", RECORDS)
+def test_prometheus_is_told_where_the_first_rank_answers(run: RunRecord) -> None:
+    """As the command itself reads it, at the port that the container names."""
+    (container,) = job_manifest(run, ARGUMENTS, CLUSTER)["spec"]["template"]["spec"]["containers"]
+    assert container["ports"] == [{"name": "metrics", "containerPort": METRICS_PORT}]
+    for part in (container, train_job_manifest(run, ARGUMENTS, CLUSTER)["spec"]["trainer"]):
+        given = part["args"][part["args"].index("fit") + 1 :]
+        flags = argparse.ArgumentParser()
+        add_fit_flags(flags)
+        assert flags.parse_known_args(given)[0].metrics_address == f"0.0.0.0:{METRICS_PORT}"
 
 
 def test_several_pods_find_the_first_one() -> None:
@@ -120,7 +136,7 @@ def test_several_pods_find_the_first_one() -> None:
     assert (job["spec"]["completionMode"], job["spec"]["completions"]) == ("Indexed", 2)
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["command"][-1] == "torch.distributed.run" and container["args"][:3] == ["-m", "--", "trainer"]
+    assert container["command"][-1] == "trainer.torchrun" and container["args"][:3] == ["-m", "--", "trainer"]
     given = {variable["name"]: variable for variable in container["env"]}
     service = service_manifest(run, CLUSTER, "7b1c")
     assert pod["subdomain"] == service["metadata"]["name"]

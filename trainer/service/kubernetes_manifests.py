@@ -23,6 +23,7 @@ TOKEN = "reimagen/attempt"  # annotation: whose Job it is
 APP = "reimagen-training"
 CONTAINER = "node"  # as Kubeflow's runtimes call it
 MASTER_PORT = 29500
+METRICS_PORT = 9104  # where Prometheus asks the first rank
 BAD_INPUT = 2  # status of a command that was given something that cannot be: no pod will do better
 _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 _MANAGER = "reimagen/trainer"
@@ -134,6 +135,7 @@ def _pod(record: RunRecord, arguments: list[str], cluster: Cluster) -> dict[str,
         "command": command,
         "args": rest,
         "env": _common_env(cluster) + (_rendezvous_env(record) if record.spec.num_ranks > 1 else []),
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
         "resources": _resources(record, cluster),
         "securityContext": _container_security(),
         "volumeMounts": _mounts(cluster),
@@ -158,6 +160,7 @@ def _pod(record: RunRecord, arguments: list[str], cluster: Cluster) -> dict[str,
 
 
 def _command(record: RunRecord, arguments: list[str]) -> tuple[list[str], list[str]]:
+    arguments = [*arguments, f"--metrics-address=0.0.0.0:{METRICS_PORT}"]
     if record.spec.num_ranks == 1:
         return ["python", *TRAINER], arguments
     return ["python", *TORCHRUN], [*UNDER_TORCHRUN, *arguments]

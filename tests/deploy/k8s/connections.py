@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from tests.deploy.k8s.rendering import (
     Manifest,
@@ -69,7 +70,9 @@ def connections(manifests: Manifests) -> Iterator[Connection]:
                     yield Connection(pod.owner, API_SERVER, port, "trainer/service/kubernetes_api.py")
             if "RCLONE_CONFIG_STORE_ENDPOINT" in variables and container["name"] == "fetch":
                 yield Connection(pod.owner, OBJECT_STORE, 443, "rclone")
-    yield from _scraped(manifests)
+    for each in scrapes(manifests):
+        if has_train_jobs(manifests) or not each.target.startswith("TrainJob/"):
+            yield each
     for name in CALLED:
         (port,) = (p for p in named(manifests, "Service", name)["spec"]["ports"] if p["name"] == "grpc")
         for owner, number in behind(name, port["port"], manifests):
@@ -123,7 +126,8 @@ def _dialed(pod: Pod, manifests: Manifests) -> Iterator[Connection]:
     yield Connection(pod.owner, DNS, 53, "getaddrinfo")
 
 
-def _scraped(manifests: Manifests) -> Iterator[Connection]:
+def scrapes(manifests: Manifests) -> Iterator[Connection]:
+    """What Prometheus asks by the monitors, also of TrainJobs that nobody makes there; a port that is not there is left out."""
     for monitor in of_kind(manifests, "ServiceMonitor"):
         for service in _services(monitor, manifests):
             for endpoint in monitor["spec"]["endpoints"]:
@@ -132,12 +136,20 @@ def _scraped(manifests: Manifests) -> Iterator[Connection]:
                     for owner, number in behind(service["metadata"]["name"], port, manifests):
                         yield Connection(PROMETHEUS, owner, number, "monitors")
     for monitor in of_kind(manifests, "PodMonitor"):
-        for pod in pods(manifests):
+        for pod in chain(pods(manifests), train_job_pods(manifests)):
             if selects(monitor["spec"]["selector"], pod.labels):
                 for endpoint in monitor["spec"]["podMetricsEndpoints"]:
-                    number = container_port(pod, endpoint["port"])
-                    assert number, f"{pod.owner} has no port {endpoint['port']}"
-                    yield Connection(PROMETHEUS, pod.owner, number, "monitors")
+                    if number := asked_port(endpoint, pod):
+                        yield Connection(PROMETHEUS, pod.owner, number, "monitors")
+
+
+def asked_port(endpoint: Manifest, pod: Pod) -> int | None:
+    """Where a PodMonitor's endpoint asks a pod: at a port that it names, or where it says by itself; None: nowhere."""
+    if "port" in endpoint:
+        return container_port(pod, endpoint["port"])
+    made = [rule["replacement"] for rule in endpoint.get("relabelings", ()) if rule.get("targetLabel") == "__address__"]
+    numbers = {int(each.rpartition(":")[2]) for each in made}
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def _services(monitor: Manifest, manifests: Manifests) -> Manifests:

@@ -271,6 +271,11 @@ def ranks_apart(m: Manifests) -> None:
     policy(m, "training")["ingress"] = []
 
 
+@breaks("reachable")
+def runs_that_prometheus_cannot_reach(m: Manifests) -> None:
+    policy(m, "training")["ingress"].pop()
+
+
 @breaks("closed")
 def nothing_denied(m: Manifests) -> None:
     m.remove(named(m, "NetworkPolicy", "default-deny"))
@@ -294,6 +299,11 @@ def everybody_asks_qdrant(m: Manifests) -> None:
 @breaks("closed")
 def generator_to_the_internet(m: Manifests) -> None:
     policy(m, "generator")["egress"].append({"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]})
+
+
+@breaks("closed")
+def every_port_of_a_run(m: Manifests) -> None:
+    del policy(m, "training")["ingress"][1]["ports"]
 
 
 @breaks("settings")

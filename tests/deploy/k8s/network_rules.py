@@ -12,8 +12,12 @@ from itertools import chain, product
 
 from tests.deploy.k8s.connections import API_SERVER, CLIENT, DNS, OBJECT_STORE, PROMETHEUS, connections
 from tests.deploy.k8s.rendering import NAMESPACE, Manifest, Manifests, of_kind, pods, selects, train_job_pods
+from trainer.service.kubernetes_manifests import METRICS_PORT
 
 STRANGER, NEIGHBOR_STRANGER, INTERNET = "stranger", "stranger in the namespace", "internet"
+RUNS = "reimagen-training"
+# Prometheus may scrape where no operator is told to: overlays differ by monitors, not by policies.
+SCRAPED = {"retrieval": 9101, "generator": 9102, "trainer": 9103, "triton": 8002, "qdrant": 6333, RUNS: METRICS_PORT}
 OTHER_PORTS = (22, 80, 443, 5432, 6333, 6443, 8000, 8080, 29500)
 
 
@@ -60,8 +64,7 @@ def closed(manifests: Manifests) -> Iterator[str]:
     """Nothing else is, at either end: of all pairs of pods and outsiders, and all ports that anything listens on."""
     known, policies = parties(manifests), of_kind(manifests, "NetworkPolicy")
     made = {(each.source, each.target, each.port) for each in connections(manifests)}
-    for name in ("retrieval", "generator", "trainer", "triton", "qdrant"):
-        made |= _scrapes(known, name)
+    made |= {(PROMETHEUS, party.name, SCRAPED[job]) for party in known.values() if (job := _job(party)) in SCRAPED}
     listened = {int(p["containerPort"]) for pod in pods(manifests) for c in pod.containers for p in c.get("ports", ())}
     for source, target in product(known.values(), repeat=2):
         for port in sorted({*listened, *OTHER_PORTS, 53}):
@@ -140,14 +143,8 @@ def _is_known(source: Party, target: Party, port: int) -> bool:
 
 
 def _is_rank(party: Party) -> bool:
-    return party.labels.get("app.kubernetes.io/name") == "reimagen-training" or party.name.startswith("TrainJob/")
+    return party.labels.get("app.kubernetes.io/name") == RUNS or party.name.startswith("TrainJob/")
 
 
-def _scrapes(known: dict[str, Party], name: str) -> set[tuple[str, str, int]]:
-    """Prometheus may scrape where no operator is told to: overlays differ by monitors, not by policies."""
-    ports = {"retrieval": 9101, "generator": 9102, "trainer": 9103, "triton": 8002, "qdrant": 6333}
-    return {
-        (PROMETHEUS, party.name, ports[name])
-        for party in known.values()
-        if party.labels.get("app.kubernetes.io/name") == name
-    }
+def _job(party: Party) -> str:
+    return RUNS if _is_rank(party) else party.labels.get("app.kubernetes.io/name", "")

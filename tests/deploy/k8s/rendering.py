@@ -27,7 +27,10 @@ KUBECTL = ROOT / "build" / "kubectl" / "kubectl"
 NAMESPACE = "reimagen"
 OVERLAYS = ("local-cpu", "gpu", "gpu-ha")
 OTHERWISE = "otherwise"  # what no overlay takes, in an overlay of this test
-OPTIONS = ("gpu", "model-store", "train-job", "network-policies", "images")
+OPTIONS = ("gpu", "model-store", "train-job", "network-policies", "images", "monitoring")
+INDEX = (
+    "batch.kubernetes.io/job-completion-index"  # a label that the Job controller gives pods, from Kubernetes 1.28 on
+)
 FIELDS = {"metadata.namespace": NAMESPACE, "metadata.name": "a-pod", "metadata.uid": "a-uid"}
 
 Manifest = dict[str, Any]
@@ -111,7 +114,7 @@ def is_run(name: str) -> bool:
 
 
 def pods(manifests: Manifests) -> Iterator[Pod]:
-    """The pods of all workloads that are written out; see `train_job_pods`."""
+    """The pods of all workloads that are written out, of an indexed Job the first; see `train_job_pods`."""
     for manifest in manifests:
         owner, spec = f"{manifest['kind']}/{manifest['metadata']['name']}", manifest.get("spec", {})
         if manifest["kind"] == "CronJob":
@@ -121,11 +124,12 @@ def pods(manifests: Manifests) -> Iterator[Pod]:
             if "replicas" not in spec and manifest["kind"] == "Deployment":
                 replicas = least_replicas(manifests, owner)
             template = spec["template"]
-            yield Pod(owner, template["metadata"]["labels"], template["spec"], replicas)
+            given = {INDEX: "0"} if spec.get("completionMode") == "Indexed" else {}
+            yield Pod(owner, template["metadata"]["labels"] | given, template["spec"], replicas)
 
 
 def train_job_pods(manifests: Manifests) -> Iterator[Pod]:
-    """The pods of TrainJobs, as far as these say what they are; the rest is of their runtime, which is not ours."""
+    """The first pods of TrainJobs, as far as these say what they are; the rest is of their runtime, which is not ours."""
     for manifest in of_kind(manifests, "TrainJob"):
         name, spec = manifest["metadata"]["name"], manifest["spec"]
         (patch,) = spec["runtimePatches"]
@@ -133,7 +137,11 @@ def train_job_pods(manifests: Manifests) -> Iterator[Pod]:
         pod = job["template"]["spec"]["template"]["spec"]
         (container,) = pod["containers"]
         said = {key: spec["trainer"][key] for key in ("image", "command", "args", "env")}
-        labels = {"jobset.sigs.k8s.io/jobset-name": name}
+        labels = {
+            "jobset.sigs.k8s.io/jobset-name": name,
+            "jobset.sigs.k8s.io/replicatedjob-name": job["name"],
+            INDEX: "0",
+        }
         yield Pod(f"TrainJob/{name}", labels, pod | {"containers": [container | said]}, spec["trainer"]["numNodes"])
 
 

@@ -123,7 +123,7 @@ def test_the_job_that_trains_is_the_one_that_the_service_makes() -> None:
     ours["template"]["metadata"]["labels"].pop("app.kubernetes.io/part-of")
     (own,), (its) = (spec["template"]["spec"]["containers"] for spec in (ours, theirs))
     (its,) = its
-    own["args"][-1] = "--run=/srv/reimagen/runs/one"
+    own["args"] = [argument.replace("/runs/first", "/runs/one") for argument in own["args"]]
     for container in (own, its):
         for amounts in container["resources"].values():
             amounts["memory"] = amounts["memory"].replace("16Gi", str(16 << 30))

@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.deploy.k8s import network_rules, scheduling_rules, schema_rules, workload_mutations, workload_rules
+from tests.deploy.k8s import (
+    monitor_rules,
+    network_rules,
+    scheduling_rules,
+    schema_rules,
+    workload_mutations,
+    workload_rules,
+)
 from tests.deploy.k8s.mutations import MUTATIONS, Mutation
 from tests.deploy.k8s.rendering import OTHERWISE, OVERLAYS, Manifests, stack
 
@@ -27,6 +34,7 @@ RULES: list[Rule] = [
     workload_rules.references,
     workload_rules.probes,
     workload_rules.grace,
+    monitor_rules.scraping,
     scheduling_rules.gpus,
     scheduling_rules.rollouts,
     scheduling_rules.disruptions,

@@ -67,6 +67,46 @@ def lost_peers(m: Manifests) -> None:
     named(m, "StatefulSet", "qdrant")["spec"]["serviceName"] = "qdrant-headless"
 
 
+@breaks("listening")
+def run_that_tells_elsewhere(m: Manifests) -> None:
+    container(m, "train", "Job")["ports"][0]["containerPort"] = 9400
+
+
+@breaks("scraping")
+def run_that_nobody_asks(m: Manifests) -> None:
+    m.remove(named(m, "PodMonitor", "training"))
+
+
+@breaks("scraping")
+def run_that_tells_nothing(m: Manifests) -> None:
+    container(m, "reimagen-many-1", "Job")["args"].pop()
+
+
+@breaks("scraping")
+def ranks_that_do_not_listen(m: Manifests) -> None:
+    del named(m, "PodMonitor", "training")["spec"]["selector"]["matchLabels"][
+        "batch.kubernetes.io/job-completion-index"
+    ]
+
+
+@breaks("scraping")
+def train_jobs_asked_at_another_port(m: Manifests) -> None:
+    for rule in named(m, "PodMonitor", "train-jobs")["spec"]["podMetricsEndpoints"][0]["relabelings"]:
+        rule["replacement"] = rule["replacement"].replace("9104", "29500")
+
+
+@breaks("scraping")
+def asked_twice(m: Manifests) -> None:
+    named(m, "PodMonitor", "train-jobs")["spec"]["selector"] = {
+        "matchLabels": {"batch.kubernetes.io/job-completion-index": "0"}
+    }
+
+
+@breaks("scraping")
+def lost_port_of_a_monitor(m: Manifests) -> None:
+    named(m, "PodMonitor", "triton")["spec"]["podMetricsEndpoints"][0]["port"] = "http"
+
+
 @breaks("probes")
 def no_liveness(m: Manifests) -> None:
     del container(m, "retrieval")["livenessProbe"]

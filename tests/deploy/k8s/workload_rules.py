@@ -89,6 +89,8 @@ def listening(manifests: Manifests) -> Iterator[str]:
                     "grpc": f"{flags['grpc-address']}:{flags['grpc-port']}",
                     "metrics": f"{flags['metrics-address']}:{flags['metrics-port']}",
                 }
+            elif is_run(pod.name) or pod.name == "train":
+                found = {"metrics": _flags(container)["metrics-address"]}
             else:
                 continue
             for name, address in found.items():
