@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from deploy.monitoring.dashboards.description import Board, Color, Kind, Panel, Query, Row, Step, Unit, Variable
-from deploy.monitoring.dashboards.promises import BURN_ALERTS, NAMESPACE, ORDER_TIME, ORDERS
+from deploy.monitoring.dashboards.processes import PROCESS, SELECTED, and_own, process_variables
+from deploy.monitoring.dashboards.promises import BURN_ALERTS, ORDER_TIME, ORDERS
 from deploy.monitoring.dashboards.promql import WINDOW, Selection
 
-PROCESS = Selection(matchers='namespace=~"$namespace",job=~"$job",instance=~"$instance"')
+KNOWN_BY = "reimagen_generator_admission_capacity"
 STAGE = Selection(matchers=f'stage=~"$stage",{PROCESS.matchers}')
 METHODS = 'grpc_method=~"reimagen.generator.v1.GeneratorService/.*"'
 DRAWN = 'outcome="ok"'
-SELECTED = 'namespace=~"$namespace",job=~"$job"'
-OWN = " and on(job,instance) reimagen_generator_admission_capacity"  # all jobs may be chosen: of them, this service's processes
+OWN = and_own(KNOWN_BY)
 VARIABLES = (
-    NAMESPACE,
-    Variable(
-        name="job", label="Job", metric="reimagen_generator_admission_capacity", described="What Prometheus calls it."
-    ),
-    Variable(
-        name="instance",
-        label="Instance",
-        metric=f"reimagen_generator_admission_capacity{{{SELECTED}}}",
-        described="One generator of several.",
-    ),
+    *process_variables(KNOWN_BY, "One generator of several."),
     Variable(
         name="stage",
         label="Stage",

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from deploy.monitoring.dashboards.description import Board, Color, Kind, Panel, Query, Row, Source, Step, Unit, Variable
-from deploy.monitoring.dashboards.promises import BURN_ALERTS, CALLS, LOOKED_UP, LOOKUPS, NAMESPACE
+from deploy.monitoring.dashboards.processes import PROCESS, SELECTED, and_own, process_variables
+from deploy.monitoring.dashboards.promises import BURN_ALERTS, CALLS, LOOKED_UP, LOOKUPS
 from deploy.monitoring.dashboards.promql import WINDOW, Selection
 
-PROCESS = Selection(matchers='namespace=~"$namespace",job=~"$job",instance=~"$instance"')
+KNOWN_BY = "reimagen_retrieval_results_count"
 INDEX = Selection(matchers=f'index=~"$index",{PROCESS.matchers}')
 QDRANT = Selection(matchers='job="qdrant",namespace=~"$namespace"')
-SELECTED = 'namespace=~"$namespace",job=~"$job"'
 CHANGES = 'grpc_method=~"reimagen.retrieval.v1.KnowledgeBaseService/.*"'
 LEG_TIME = "reimagen_retrieval_duration_seconds"
-OWN = " and on(job,instance) reimagen_retrieval_results_count"  # all jobs may be chosen: of them, this service's processes
+OWN = and_own(KNOWN_BY)
 VARIABLES = (
-    NAMESPACE,
-    Variable(name="job", label="Job", metric="reimagen_retrieval_results_count", described="What Prometheus calls it."),
-    Variable(
-        name="instance",
-        label="Instance",
-        metric=f"reimagen_retrieval_results_count{{{SELECTED}}}",
-        described="One retrieval service of several.",
-    ),
+    *process_variables(KNOWN_BY, "One retrieval service of several."),
     Variable(
         name="index",
         label="Knowledge base",

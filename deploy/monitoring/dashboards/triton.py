@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from deploy.monitoring.dashboards.description import Board, Color, Kind, Panel, Query, Row, Step, Unit, Variable
-from deploy.monitoring.dashboards.promises import NAMESPACE
+from deploy.monitoring.dashboards.processes import PROCESS, SELECTED, process_variables
 from deploy.monitoring.dashboards.promql import WINDOW, Selection
 
-SERVER = Selection(matchers='namespace=~"$namespace",job=~"$job",instance=~"$instance"')
-MODEL = Selection(matchers=f'model=~"$model",{SERVER.matchers}')
+KNOWN_BY = "nv_inference_count"
+MODEL = Selection(matchers=f'model=~"$model",{PROCESS.matchers}')
 ASKED = Selection(matchers='model=~"$model",namespace=~"$namespace"')  # the generators' figures, of all their instances
 TARGET = Selection(matchers='target=~"($model)@.*",namespace=~"$namespace"')
-SELECTED = 'namespace=~"$namespace",job=~"$job"'
 VARIABLES = (
-    NAMESPACE,
-    Variable(name="job", label="Job", metric="nv_inference_count", described="What Prometheus calls it."),
-    Variable(
-        name="instance",
-        label="Instance",
-        metric=f"nv_inference_count{{{SELECTED}}}",
-        described="One Triton of several.",
-    ),
+    *process_variables(KNOWN_BY, "One Triton of several."),
     Variable(
         name="model",
         label="Model",
-        metric=f"nv_inference_count{{{SELECTED}}}",
+        metric=f"{KNOWN_BY}{{{SELECTED}}}",
         described="A stage's U-Net, or the text encoder.",
     ),
 )
@@ -160,8 +152,8 @@ OWN = Row(
             description="Taken on Triton's machine, by all its processes, and how much there is.",
             unit=Unit.BYTES,
             queries=(
-                Query(expr=SERVER.of("nv_cpu_memory_used_bytes"), legend="{{instance}} taken"),
-                Query(expr=SERVER.of("nv_cpu_memory_total_bytes"), legend="{{instance}} there is"),
+                Query(expr=PROCESS.of("nv_cpu_memory_used_bytes"), legend="{{instance}} taken"),
+                Query(expr=PROCESS.of("nv_cpu_memory_total_bytes"), legend="{{instance}} there is"),
             ),
         ),
         Panel(
@@ -171,8 +163,8 @@ OWN = Row(
             top=1,
             queries=(
                 Query(
-                    expr=f"{SERVER.of('nv_pinned_memory_pool_used_bytes')}"
-                    f" / {SERVER.of('nv_pinned_memory_pool_total_bytes')}",
+                    expr=f"{PROCESS.of('nv_pinned_memory_pool_used_bytes')}"
+                    f" / {PROCESS.of('nv_pinned_memory_pool_total_bytes')}",
                     legend="{{instance}}",
                 ),
             ),
