@@ -16,6 +16,7 @@ from client.call import Call
 from client.errors import ServiceFailed
 from client.message_fields import fitted
 from client.retrieval_messages import (
+    facet_message,
     filter_message,
     found_of,
     info_of,
@@ -59,7 +60,7 @@ def create(
     request = fitted(
         pb.CreateKnowledgeBaseRequest,
         name=name,
-        facets=[pb.Facet(name=f.name, template=f.template, values=f.values) for f in facets],
+        facets=[facet_message(facet) for facet in facets],
         scene_phrases=scene_phrases,
         embedding_size=embedding_size,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def _add_create_flags(parser: argparse.ArgumentParser) -> None:
         metavar=f'NAME="{VALUE} words"=A,B',
         help=f'what prompts may name, e.g. style="{VALUE} style"=noto,twemoji; may be repeated',
     )
+    parser.add_argument(
+        "--alike",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE:A,B",
+        help="what stands in for a facet's value, the most alike first, e.g. style=noto:twemoji; may be repeated",
+    )
     parser.add_argument("--scene-phrase", action="append", default=[], metavar="TEXT", help="may be repeated")
     parser.add_argument("--embedding-size", type=int, default=0, metavar="N", help="default: that of the CLIP model")
 
@@ -91,7 +99,7 @@ def _list(flags: argparse.Namespace) -> int:
 
 
 def _create(flags: argparse.Namespace) -> int:
-    facets = [_facet_spec(text) for text in flags.facet]
+    facets = _with_likeness([_facet_spec(text) for text in flags.facet], flags.alike)
     with connected(flags, retrieval=True) as client:
         made = client.knowledge_bases.create(
             flags.name, facets=facets, scene_phrases=flags.scene_phrase, embedding_size=flags.embedding_size
@@ -220,3 +228,17 @@ def _facet_spec(text: str) -> FacetSpec:
         raise BadInput(f"--facet: {text!r} is not of the form NAME={VALUE} words=A,B")
     name, template, values = parts
     return FacetSpec(name=name, template=template, values=tuple(filter(None, values.split(","))))
+
+
+def _with_likeness(facets: list[FacetSpec], texts: Sequence[str]) -> list[FacetSpec]:
+    """The facets, with what style=noto:twemoji,fxemoji says of each."""
+    alike: dict[str, dict[str, tuple[str, ...]]] = {facet.name: {} for facet in facets}
+    for text in texts:
+        name, said = split_pair("--alike", text)
+        value, colon, others = said.partition(":")
+        if not colon:
+            raise BadInput(f"--alike: {text!r} is not of the form NAME=VALUE:A,B")
+        if name not in alike:
+            raise BadInput(f"--alike: {text!r} is of {name!r}, which no --facet names")
+        alike[name][value] = tuple(filter(None, others.split(",")))
+    return [replace(facet, alike=alike[facet.name]) for facet in facets]

@@ -84,12 +84,26 @@ def info_of(said: kb_pb.KnowledgeBase) -> KnowledgeBaseInfo:
     """What a knowledge base is."""
     return KnowledgeBaseInfo(
         name=said.name,
-        facets=tuple(FacetSpec(name=f.name, template=f.template, values=tuple(f.values)) for f in said.facets),
+        facets=tuple(
+            FacetSpec(
+                name=f.name,
+                template=f.template,
+                values=tuple(f.values),
+                alike={value: tuple(others.values) for value, others in f.alike.items()},
+            )
+            for f in said.facets
+        ),
         scene_phrases=tuple(said.scene_phrases),
         embedding_size=said.embedding_size,
         embedding_model=said.embedding_model,
         created_at=said.created_at,
     )
+
+
+def facet_message(facet: FacetSpec) -> kb_pb.Facet:
+    """A facet of a new knowledge base."""
+    alike = {value: pb.Values(values=others) for value, others in facet.alike.items()}
+    return fitted(kb_pb.Facet, name=facet.name, template=facet.template, values=facet.values, alike=alike)
 
 
 def pair_message(pair: Pair) -> kb_pb.NewPair:

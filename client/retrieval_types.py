@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class FacetSpec:
-    """A closed vocabulary that prompts may name: `template` holds {value}, e.g. "{value} style"."""
+    """A closed vocabulary that prompts may name: `template` holds {value}, e.g. "{value} style".
+
+    `alike`: of a value, others that look like it, the most alike first; their pairs stand in for its own.
+    """
 
     name: str
     template: str
     values: tuple[str, ...] = ()
+    alike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,32 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Facet:
-    """A closed vocabulary that prompts may name and that is not the entity: `template` holds `{value}`."""
+    """A closed vocabulary that prompts may name and that is not the entity: `template` holds `{value}`.
+
+    Attributes:
+        alike: of a value, others that look like it, the most alike first: whose pairs stand in for its own.
+    """
 
     name: str
     template: str
     values: tuple[str, ...]
+    alike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Facet:
+        """Read it from JSON.
+
+        Raises:
+            KeyError, TypeError, AttributeError: it is not of this shape.
+        """
+        alike = {str(value): tuple(others) for value, others in document.get("alike", {}).items()}
+        return cls(name=document["name"], template=document["template"], values=tuple(document["values"]), alike=alike)
+
+    def document(self) -> dict[str, Any]:
+        """It as JSON; what is empty takes no room."""
+        alike = {value: list(others) for value, others in self.alike.items()}
+        own = {"name": self.name, "template": self.template, "values": list(self.values)}
+        return own | ({"alike": alike} if alike else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +114,11 @@ def read_manifest(folder: Path) -> CorpusManifest:
             fingerprint=document["fingerprint"],
             num_pairs=int(document["num_pairs"]),
             shards=tuple(_check_shard(shard) for shard in document["shards"]),
-            facets=tuple(
-                Facet(name=f["name"], template=f["template"], values=tuple(f["values"]))
-                for f in document.get("facets", ())
-            ),
+            facets=tuple(Facet.of(facet) for facet in document.get("facets", ())),
             scene_phrases=tuple(document.get("scene_phrases", ())),
             sources=tuple(document.get("sources", ())),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorpusError(f"corpus: {path} lacks or mistypes {error}") from None
 
 
@@ -174,12 +192,14 @@ def write_corpus(
             "name": name,
             "version": version,
             "num_pairs": len(keys),
-            "facets": [asdict(facet) for facet in facets],
+            "facets": [facet.document() for facet in facets],
             "scene_phrases": list(scene_phrases),
             "sources": [dict(source) for source in sources],
             "shards": shards,
         }
-        canonical = json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
+        # It names what is trained on: in which order values stand in for one another is not of that.
+        named = {**document, "facets": [replace(facet, alike={}).document() for facet in facets]}
+        canonical = json.dumps(named, sort_keys=True, ensure_ascii=False).encode()
         document["fingerprint"] = hashlib.sha256(canonical).hexdigest()
         write_json(temporary / "corpus.json", document)
     return read_manifest(folder)

@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from client import ServiceFailed
 from common.checkpoint import CheckpointError
-from common.corpus import CorpusError
+from common.corpus import CorpusError, iter_pairs
 from common.service.command import run_command
 from common.service.errors import ServiceError
 from deploy.local.children import ChildFailed
 from deploy.local.knowledge_base import NAME
 from deploy.local.working_copy import working_copy
 from evaluation.ablations import command as ablation_command
+from evaluation.alike import ENTITIES, in_order, measure_likeness
 from evaluation.cascade import Cascade
 from evaluation.clip_recall import evaluate_clip, write_clip_results
 from evaluation.demo import Size, evaluate_demo, write_results
@@ -53,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clip.add_argument("--model", default=packaged_clip(), help="folder or hub name; default: the packaged one")
     clip.add_argument("--threads", type=int, default=torch.get_num_threads())
     clip.set_defaults(body=_clip)
+    alike = commands.add_parser("alike", help="which styles stand in for which, on entities that are not held out")
+    alike.add_argument("--corpus", type=Path, required=True)
+    alike.add_argument("--facet", default="style", help="default: %(default)s")
+    alike.add_argument("--entities", type=int, default=ENTITIES, help="draw at most so many; default: %(default)s")
+    alike.set_defaults(body=_alike)
     entitydraw_command.add_commands(commands)
     ablation_command.add_commands(commands)
     report_command.add_commands(commands)
@@ -73,6 +79,11 @@ def _demo(flags: argparse.Namespace) -> None:
     print(json.dumps(figures, indent=2))
 
 
+def _alike(flags: argparse.Namespace) -> None:
+    likeness = measure_likeness(iter_pairs(flags.corpus), flags.facet, flags.entities, _progress())
+    print(json.dumps({"likeness": likeness, "alike": in_order(likeness)}, indent=2))
+
+
 def _clip(flags: argparse.Namespace) -> None:
     torch.set_num_threads(flags.threads)
     figures, sheet = evaluate_clip(ClipEmbedder(flags.model, device="auto"), flags.corpus, _progress())
@@ -84,7 +95,9 @@ def _progress() -> Callable[[str, int, int], None]:
     bars: dict[str, tqdm] = {}
 
     def report(task: str, done: int, total: int) -> None:
-        bar = bars.setdefault(task, tqdm(desc=task, total=total))
+        if task not in bars:
+            bars[task] = tqdm(desc=task, total=total)
+        bar = bars[task]
         bar.update(done - bar.n)
         if done == total:
             bar.close()

@@ -57,7 +57,7 @@ class LexicalSearch:
         return [(round(score, _SCORE_DECIMALS), _payload(self._searcher, at)) for score, at in found]
 
     def _best(self, clauses: _Clauses, limit: int, given: set[_Place]) -> list[_Hit]:
-        """At most `limit` matches by score, ties by facets and hash; adds them to `given`, and gives none of those."""
+        """At most `limit` matches by score, ties by tier and hash; adds them to `given`, and gives none of those."""
         room = _TIE_ROOM * limit
         hits = self._hits(clauses, room + len(given), given)
         if len(hits) > limit and _tied(hits[limit], hits[limit - 1]):
@@ -74,18 +74,24 @@ class LexicalSearch:
         return best
 
     def _tie(self, clauses: _Clauses, head: _Hit, limit: int, given: set[_Place]) -> list[_Hit]:
-        """The first `limit` of the matches that tie with `head`, those that agree with more facets before others."""
-        facets = [term(self._schema, "facet", facet_term(*item)) for item in self._lookup.facets.items()]
+        """The first `limit` of the matches that tie with `head`, by the lookup's tiers, then by hash."""
         chosen: list[_Hit] = []
-        for num_agreeing in range(len(facets), -1, -1):
-            more = [(tantivy.Occur.Should, facet) for facet in facets]
-            agreeing = tantivy.Query.boolean_query(more, minimum_number_should_match=num_agreeing)
-            narrowed = [*clauses, *([_selecting(agreeing)] if num_agreeing else [])]
+        for tier in self._lookup.tiers():
+            narrowed = [*clauses, *([_selecting(self._any_of(tier))] if all(tier) else [])]
             taken = given | {_place(hit) for hit in chosen}
             chosen += self._thinned(narrowed, head, limit - len(chosen), taken)
             if len(chosen) == limit:
                 break
         return chosen
+
+    def _any_of(self, tier: Sequence[Sequence[tuple[str, str]]]) -> tantivy.Query:
+        """Documents that have all of the facets of one of these."""
+
+        def all_of(facets: Sequence[tuple[str, str]]) -> tantivy.Query:
+            terms = [term(self._schema, "facet", facet_term(*facet)) for facet in facets]
+            return tantivy.Query.boolean_query([(tantivy.Occur.Must, one) for one in terms])
+
+        return tantivy.Query.boolean_query([(tantivy.Occur.Should, all_of(facets)) for facets in tier])
 
     def _thinned(self, clauses: _Clauses, head: _Hit, limit: int, given: set[_Place]) -> list[_Hit]:
         """The first `limit` by hash of the matches that tie with `head`, without reading a long tie to its end.
@@ -117,14 +123,12 @@ class LexicalSearch:
 
     def _in_order(self, hits: Sequence[_Hit], limit: int) -> list[_Hit]:
         """The first `limit` of `hits`, which are by score, ordered within equal scores."""
-        wanted = self._lookup.facets.items()
         keyed: list[tuple[float, int, int, _Hit]] = []
         score = hits[0][0] if hits else 0.0
         for hit, tie in zip(hits, self._ties(hits), strict=True):
             score = score if abs(hit[0] - score) <= _SAME_SCORE else hit[0]
-            pair = load(self._searcher, hit[1]) if wanted else None
-            num_agreeing = sum(pair.facets.get(name) == value for name, value in wanted) if pair else 0
-            keyed.append((-score, -num_agreeing, tie, hit))
+            tier = self._lookup.tier_of(load(self._searcher, hit[1]).facets) if self._lookup.facets else 0
+            keyed.append((-score, tier, tie, hit))
         keyed.sort(key=lambda item: item[:3])
         return [(-score, hit[1]) for score, _, _, hit in keyed[:limit]]
 

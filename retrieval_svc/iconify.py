@@ -39,6 +39,21 @@ SETS: dict[str, str] = {
     "emojione-v1": "1.2.3",
     "streamline-emojis": "1.2.4",
 }
+# Of each style, the others from the most alike on: `python -m evaluation alike`, on entities that are not held out.
+_ALIKE: dict[str, str] = {
+    "noto": "twemoji fluent-emoji-flat emojione-v1 fluent-emoji noto-v1 emojione fxemoji streamline-emojis openmoji",
+    "noto-v1": "noto twemoji emojione-v1 fxemoji emojione fluent-emoji-flat fluent-emoji streamline-emojis openmoji",
+    "twemoji": "emojione-v1 fxemoji noto fluent-emoji-flat emojione fluent-emoji noto-v1 streamline-emojis openmoji",
+    "openmoji": "streamline-emojis fluent-emoji-flat twemoji emojione-v1 fluent-emoji noto fxemoji emojione noto-v1",
+    "fluent-emoji": "fluent-emoji-flat noto twemoji emojione-v1 fxemoji emojione streamline-emojis noto-v1 openmoji",
+    "fluent-emoji-flat": "fluent-emoji noto twemoji emojione-v1 fxemoji emojione streamline-emojis noto-v1 openmoji",
+    "fxemoji": "twemoji emojione-v1 noto emojione fluent-emoji-flat fluent-emoji noto-v1 streamline-emojis openmoji",
+    "emojione": "emojione-v1 twemoji noto fluent-emoji-flat fxemoji fluent-emoji noto-v1 streamline-emojis openmoji",
+    "emojione-v1": "twemoji noto fxemoji emojione fluent-emoji-flat fluent-emoji noto-v1 streamline-emojis openmoji",
+    "streamline-emojis": "noto fluent-emoji-flat fxemoji emojione fluent-emoji twemoji emojione-v1 noto-v1 openmoji",
+}
+ALIKE = {style: tuple(others.split()) for style, others in _ALIKE.items()}
+FACETS = (Facet(name="style", template="{value} style", values=tuple(SETS), alike=ALIKE),)
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 
 
@@ -231,7 +246,7 @@ def build_demonstration_corpus(
     """
     if (folder / "corpus.json").is_file():
         manifest = read_manifest(folder)
-        if manifest.version == VERSION:
+        if manifest.version == VERSION and manifest.facets == FACETS:
             return manifest
     fetched = fetch_sets(cache, lambda prefix: report("icon sets", len(SETS), prefix))
     sets = [read_set(path) for path in fetched]
@@ -241,7 +256,7 @@ def build_demonstration_corpus(
         iter_icon_pairs(sets, lambda entity: report("pictures", total, entity)),
         name="demo",
         version=VERSION,
-        facets=(Facet(name="style", template="{value} style", values=tuple(SETS)),),
+        facets=FACETS,
         scene_phrases=scene_phrases(),
         sources=tuple(
             {"name": s.prefix, "version": s.version, "author": s.author, "license": s.license, "url": s.url}

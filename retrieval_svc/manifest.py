@@ -152,6 +152,12 @@ def _check_facets(facets: Sequence[Facet]) -> None:
             raise InvalidArgument("facets", fault or f"{facet.name!r} stands twice")
         if len(facet.values) > MAX_FACET_VALUES:
             raise InvalidArgument("facets", f"{facet.name!r} has more than {MAX_FACET_VALUES} values")
+        for value, others in facet.alike.items():
+            named = (value, *others)
+            strange = next((one for one in named if one not in facet.values or named.count(one) > 1), None)
+            if strange is not None:
+                fault = "stands twice" if strange in facet.values else f"is no value of {facet.name!r}"
+                raise InvalidArgument("facets", f"alike of {value!r}: {strange!r} {fault}")
 
 
 def extended(manifest: Manifest, new_values: Mapping[str, Sequence[str]]) -> Manifest:
@@ -168,7 +174,7 @@ def document_of(manifest: Manifest) -> dict[str, Any]:
         "uuid": manifest.uuid,
         "name": manifest.name,
         "created_at": manifest.created_at,
-        "facets": [{"name": f.name, "template": f.template, "values": list(f.values)} for f in manifest.facets],
+        "facets": [facet.document() for facet in manifest.facets],
         "scene_phrases": list(manifest.scene_phrases),
         "embedding": embedding if manifest.embedding_size else None,
     }
@@ -213,9 +219,7 @@ def manifest_of(document: Any, place: str) -> Manifest:
             uuid=str(uuid.UUID(document["uuid"])),
             name=document["name"],
             created_at=document["created_at"],
-            facets=tuple(
-                Facet(name=f["name"], template=f["template"], values=tuple(f["values"])) for f in document["facets"]
-            ),
+            facets=tuple(Facet.of(facet) for facet in document["facets"]),
             scene_phrases=tuple(document["scene_phrases"]),
             embedding_model=str(embedding["model"]),
             embedding_size=int(embedding["size"]),

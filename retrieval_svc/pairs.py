@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -118,14 +119,35 @@ class Lookup:
     Attributes:
         entity: in full weight. details: what stands beside it, in less.
         facets: pairs that agree with more of these stand before others of the same score; they select nothing.
+        alike: for each facet above, other values in the order in which their pairs come next.
         limit: at most so many pairs come back.
     """
 
     entity: str
     details: tuple[str, ...] = ()
     facets: Mapping[str, str] = field(default_factory=dict)
+    alike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     limit: int = 64
     filter: PairFilter = field(default_factory=PairFilter)
+
+    def tiers(self) -> Iterator[list[tuple[tuple[str, str], ...]]]:
+        """What decides among equal scores, tier by tier: a pair is in the first tier that lists facets it has all of.
+
+        All that are asked for, one less, and so on; then values that are like them, the most alike first; then any.
+        """
+        for num_agreeing in range(len(self.facets), 0, -1):
+            yield list(itertools.combinations(self.facets.items(), num_agreeing))
+        for likeness in itertools.zip_longest(*([(name, v) for v in self.alike[name]] for name in self.alike)):
+            yield [(item,) for item in likeness if item is not None]
+        yield [()]
+
+    def tier_of(self, facets: Mapping[str, str]) -> int:
+        """The number of the tier that a pair with these facets is in."""
+        num_agreeing = sum(facets.get(name) == value for name, value in self.facets.items())
+        if num_agreeing:
+            return len(self.facets) - num_agreeing
+        places = [values.index(facets[name]) for name, values in self.alike.items() if facets.get(name) in values]
+        return len(self.facets) + min(places, default=max(map(len, self.alike.values()), default=0))
 
 
 class PairStore(Protocol):

@@ -81,7 +81,7 @@ class Searcher:
         fetches: dict[Method, Fetch] = {}
         if query.method is not Method.CLIP:
             assert understood is not None
-            fetches[Method.BM25] = self._words(understood)
+            fetches[Method.BM25] = self._words(understood, manifest)
         if clip:
             fetches[Method.CLIP] = self._nearest(query)
         legs = {method: Leg(fetch=fetch, filter=without, is_current=is_current) for method, fetch in fetches.items()}
@@ -89,13 +89,17 @@ class Searcher:
             query=query, understood=understood, legs=legs, store=self._store, executor=self._executor
         ).result()
 
-    def _words(self, understood: UnderstoodPrompt) -> Fetch:
+    def _words(self, understood: UnderstoodPrompt, manifest: Manifest) -> Fetch:
+        asked = [(facet, understood.facets.get(facet.name, "")) for facet in manifest.facets]
+        alike = {facet.name: facet.alike[value] for facet, value in asked if value in facet.alike}
+
         def fetch(limit: int, within: PairFilter, exact: bool) -> list[Scored]:
             return self._lexical.search(
                 Lookup(
                     entity=understood.entity,
                     details=understood.details,
                     facets=understood.facets,
+                    alike=alike,
                     limit=limit,
                     filter=within,
                 )

@@ -9,7 +9,6 @@ not depend on the others), and terms share 2^32 dimensions by a hash.
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -102,14 +101,14 @@ class SparseIndex:
     def _best(
         self, query: SparseVector, lookup: Lookup, limit: int, filter: PairFilter, names: frozenset[str]
     ) -> list[Scored]:
-        """One tier: by score, ties by agreeing facets and hash."""
+        """By score, ties by the lookup's tiers and hash."""
         window = limit * _TIE_WINDOW
         found = self._store.nearest_sparse(query, limit=window, filter=filter, names=names)
         if len(found) == window and _rounded(found[-1]) == _rounded(found[limit - 1]):
             score = _rounded(found[-1])
             above = [hit for hit in found if _rounded(hit) > score]
             found = above + self._tie(query, lookup, limit - len(above), window, filter, names, score)
-        ordered = sorted(found, key=lambda hit: _order(hit, lookup.facets))
+        ordered = sorted(found, key=lambda hit: _order(hit, lookup))
         return [replace(hit, score=_rounded(hit)) for hit in ordered[:limit]]
 
     def _tie(
@@ -122,16 +121,16 @@ class SparseIndex:
         names: frozenset[str],
         score: float,
     ) -> list[Scored]:
-        """The first `limit` of a tie that is too long to be read: those that agree with more facets before others."""
+        """The first `limit` of a tie that is too long to be read, tier by tier."""
         chosen: dict[str, Scored] = {}
-        for num_agreeing in range(len(lookup.facets), -1, -1):
-            agreeing: dict[str, Scored] = {}
-            for facets in itertools.combinations(lookup.facets.items(), num_agreeing):
+        for tier in lookup.tiers():
+            fitting: dict[str, Scored] = {}
+            for facets in tier:
                 narrow = _narrowed(filter, facets)
                 if narrow is not None:
                     thinned = self._thinned(query, window, narrow, names, score)
-                    agreeing |= {hit.pair.pair_id: hit for hit in thinned if hit.pair.pair_id not in chosen}
-            first = sorted(agreeing.values(), key=lambda hit: _order(hit, lookup.facets))[: limit - len(chosen)]
+                    fitting |= {hit.pair.pair_id: hit for hit in thinned if hit.pair.pair_id not in chosen}
+            first = sorted(fitting.values(), key=lambda hit: _order(hit, lookup))[: limit - len(chosen)]
             chosen |= {hit.pair.pair_id: hit for hit in first}
             if len(chosen) == limit:
                 break
@@ -199,6 +198,5 @@ def _rounded(hit: Scored) -> float:
     return round(hit.score, _SCORE_DECIMALS)
 
 
-def _order(hit: Scored, wanted: Mapping[str, str]) -> tuple[float, int, int]:
-    num_agreeing = sum(hit.pair.facets.get(name) == value for name, value in wanted.items())
-    return -_rounded(hit), -num_agreeing, tie_of(hit.pair.pair_id)
+def _order(hit: Scored, lookup: Lookup) -> tuple[float, int, int]:
+    return -_rounded(hit), lookup.tier_of(hit.pair.facets), tie_of(hit.pair.pair_id)

@@ -113,14 +113,28 @@ def retrieve_response(name: str, retrieval: Retrieval) -> pb.RetrieveResponse:
 
 def facets_of(facets: Sequence[kb_pb.Facet]) -> tuple[Facet, ...]:
     """The vocabulary of a new knowledge base."""
-    return tuple(Facet(name=f.name, template=f.template, values=tuple(f.values)) for f in facets)
+    return tuple(
+        Facet(
+            name=f.name,
+            template=f.template,
+            values=tuple(f.values),
+            alike={value: tuple(others.values) for value, others in f.alike.items()},
+        )
+        for f in facets
+    )
+
+
+def facet_message(facet: Facet) -> kb_pb.Facet:
+    """One facet of a vocabulary."""
+    alike = {value: pb.Values(values=others) for value, others in facet.alike.items()}
+    return kb_pb.Facet(name=facet.name, template=facet.template, values=facet.values, alike=alike)
 
 
 def knowledge_base_message(manifest: Manifest) -> kb_pb.KnowledgeBase:
     """What a knowledge base is."""
     return kb_pb.KnowledgeBase(
         name=manifest.name,
-        facets=[kb_pb.Facet(name=f.name, template=f.template, values=f.values) for f in manifest.facets],
+        facets=[facet_message(facet) for facet in manifest.facets],
         scene_phrases=manifest.scene_phrases,
         embedding_size=manifest.embedding_size,
         embedding_model=manifest.embedding_model,

@@ -46,7 +46,7 @@ def corpus_of_knowledge_base(
         chain((first,), pairs),
         name=name,
         version=str(stats.stored_generation),
-        facets=tuple(Facet(name=f.name, template=f.template, values=f.values) for f in facets),
+        facets=tuple(Facet(**vars(facet)) for facet in facets),
         scene_phrases=stats.knowledge_base.scene_phrases,
     )
 

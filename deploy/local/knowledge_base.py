@@ -22,7 +22,7 @@ from retrieval_svc.library import Library
 
 NAME = "demo"
 LIBRARY = "knowledge-bases"
-_MARK = "imported.json"  # which corpus the knowledge base is made of, and whether all of it is in
+_MARK = "imported.json"  # which corpus and vocabulary the knowledge base is made of, and whether all of it is in
 
 
 def ensure_knowledge_base(folder: Path, display: Display, *, embedder: Embedder | None = None) -> Path:
@@ -79,7 +79,8 @@ def _is_there(folder: Path) -> bool:
 
 
 def _wanted(manifest: CorpusManifest, model: str, *, complete: bool) -> dict[str, object]:
-    return {"corpus": manifest.fingerprint, "embedding_model": model, "complete": complete}
+    facets = [facet.document() for facet in manifest.facets]
+    return {"corpus": manifest.fingerprint, "facets": facets, "embedding_model": model, "complete": complete}
 
 
 def _mark(folder: Path) -> dict[str, object]:

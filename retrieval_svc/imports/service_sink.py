@@ -14,7 +14,7 @@ from client.errors import retry_after_s, violations
 from retrieval_svc.imports.records import Source
 from retrieval_svc.imports.sinks import BatchRefused
 from retrieval_svc.pairs import NewPair, Upserted
-from retrieval_svc.wire import new_pair_message, upserted_of
+from retrieval_svc.wire import facet_message, new_pair_message, upserted_of
 
 CALL_DEADLINE_S = 120.0
 PATIENCE_S = 120.0  # how long a service that is away is waited for
@@ -82,9 +82,7 @@ class ServiceSink:
         if found is None:
             wanted = knowledge_base_pb2.CreateKnowledgeBaseRequest(
                 name=self._name,
-                facets=[
-                    knowledge_base_pb2.Facet(name=f.name, template=f.template, values=f.values) for f in source.facets
-                ],
+                facets=[facet_message(facet) for facet in source.facets],
                 scene_phrases=source.scene_phrases,
             )
             # Another import may have been faster; then the next question finds what it made.

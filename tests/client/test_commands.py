@@ -218,7 +218,8 @@ def test_knowledge_bases_from_the_first_to_the_last(reimagen: Reimagen, tmp_path
     gnome, frog = tmp_path / "gnome.png", tmp_path / "frog.png"
     for path, color in ((gnome, "red"), (frog, "green")):
         Image.new("RGB", (8, 8), color).save(path)
-    assert reimagen("kb", "create", "garden", "--facet", "style={value} style=clay,tin")[:2] == (0, "garden\n")
+    style = ("--facet", "style={value} style=clay,tin", "--alike", "style=clay:tin")
+    assert reimagen("kb", "create", "garden", *style)[:2] == (0, "garden\n")
     try:
         _use_garden(reimagen, gnome, frog)
         status, out, _ = reimagen("kb", "remove", "garden", "gnome", "nobody")
@@ -256,6 +257,8 @@ def _use_garden(reimagen: Reimagen, gnome: Path, frog: Path) -> None:
     [
         (["create", "Zoo"], "name: "),
         (["create", "zoo", "--facet", "style"], "--facet: 'style' is not of the form"),
+        (["create", "zoo", "--alike", "style=clay"], "--alike: 'style=clay' is not of the form"),
+        (["create", "zoo", "--alike", "hue=red:pink"], "--alike: 'hue=red:pink' is of 'hue', which no --facet names"),
         (["create", "zoo", "--embedding-size", "-1"], "embedding_size: Value out of range: -1"),
         (["add", "demo", "nowhere.png=frog"], "IMAGE=CAPTION: nowhere.png: cannot be read"),
         (["add", "demo", "a=b", "c=d", "--pair-id", "x"], "--pair-id: 'x' cannot name 2 pairs"),

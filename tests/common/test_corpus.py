@@ -144,6 +144,13 @@ def test_the_fingerprint_names_the_content(tmp_path: Path, change: dict[str, Any
     assert other.fingerprint != write(tmp_path / "a").fingerprint
 
 
+def test_values_that_are_alike_are_read_back_and_are_not_of_the_fingerprint(tmp_path: Path) -> None:
+    like = replace(STYLE, alike={"noto": ("twemoji",)})
+    plain, told = write(tmp_path / "plain", facets=(STYLE,)), write(tmp_path / "told", facets=(like,))
+    assert read_manifest(tmp_path / "told").facets == (like,)
+    assert told.fingerprint == plain.fingerprint
+
+
 def test_the_fingerprint_names_order_and_manifest_too(tmp_path: Path) -> None:
     prints = {
         write(tmp_path / "a").fingerprint,

@@ -12,22 +12,21 @@ from pathlib import Path
 import pytest
 
 from client.display import Lines
-from common.corpus import CorpusError, Facet, Pair, write_corpus
+from common.corpus import CorpusError, Pair, write_corpus
 from deploy.local.knowledge_base import LIBRARY, NAME, ensure_knowledge_base
 from deploy.local.working_copy import COPIES, working_copy
 from retrieval_svc.folder_lock import FolderInUse
-from retrieval_svc.iconify import VERSION
+from retrieval_svc.iconify import FACETS, VERSION
 from retrieval_svc.library import Library
 from retrieval_svc.retrieval import Query
-from tests.generator_svc.tiny_stack import STYLES, make_pairs
+from tests.generator_svc.tiny_stack import make_pairs
 
 Said = io.StringIO
 
 
 def write_demo(folder: Path, pairs: list[Pair]) -> None:
     """A corpus of the demonstration's version."""
-    style = Facet(name="style", template="{value} style", values=STYLES)
-    write_corpus(folder / "corpus", pairs, name="tiny", version=VERSION, facets=(style,), pairs_per_shard=5)
+    write_corpus(folder / "corpus", pairs, name="tiny", version=VERSION, facets=FACETS, pairs_per_shard=5)
 
 
 def ids(folder: Path) -> list[str]:
@@ -73,6 +72,21 @@ def test_a_new_corpus_takes_the_old_ones_place(tmp_path: Path) -> None:
     write_demo(tmp_path, fewer)
     ensure_knowledge_base(tmp_path, Lines(Said()))
     assert ids(tmp_path) == sorted(pair.key for pair in fewer)
+
+
+def test_a_knowledge_base_of_another_vocabulary_is_made_anew(tmp_path: Path) -> None:
+    """Which styles are alike is no part of a corpus' fingerprint."""
+    write_demo(tmp_path, make_pairs())
+    ensure_knowledge_base(tmp_path, Lines(Said()))
+    mark = tmp_path / "imported.json"
+    said = json.loads(mark.read_text())
+    assert said["facets"][0]["alike"]["noto"][0] == "twemoji"
+    mark.write_text(json.dumps({name: value for name, value in said.items() if name != "facets"}))  # as before facets
+    again = Said()
+    ensure_knowledge_base(tmp_path, Lines(again))
+    assert "pairs: 12/12" in again.getvalue()
+    with closing(Library.open(tmp_path / LIBRARY)) as library:
+        assert library.get(NAME).manifest.facets == FACETS
 
 
 def test_a_cut_corpus_is_told_and_not_taken_for_whole(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from client.display import Lines
 from common.checkpoint import publish_stage
-from common.corpus import Facet, Pair, write_corpus
+from common.corpus import Pair, write_corpus
 from common.scenes import Scene, caption, scene_phrases
 from common.service.health import Health
 from common.service.server import Opened, ServerSettings, serve
@@ -27,7 +27,7 @@ from common.unet.unet import UNet
 from deploy.local.knowledge_base import ensure_knowledge_base
 from generator_svc.__main__ import GeneratorSettings
 from generator_svc.__main__ import opened as generator_opened
-from retrieval_svc.iconify import VERSION
+from retrieval_svc.iconify import FACETS, VERSION
 from retrieval_svc.knowledge_base_servicer import ADMIN_METHODS
 from retrieval_svc.serve_command import opened as retrieval_opened
 from retrieval_svc.settings import RetrievalSettings
@@ -107,9 +107,8 @@ def make_pairs() -> list[Pair]:
 
 def write_knowledge_base(folder: Path) -> Path:
     """A corpus and the library with its knowledge base in `folder`, as the demonstration's are laid out."""
-    facets = (Facet(name="style", template="{value} style", values=STYLES),)
     phrases = scene_phrases()
-    write_corpus(folder / "corpus", make_pairs(), name="tiny", version=VERSION, facets=facets, scene_phrases=phrases)
+    write_corpus(folder / "corpus", make_pairs(), name="tiny", version=VERSION, facets=FACETS, scene_phrases=phrases)
     ensure_knowledge_base(folder, Lines(io.StringIO()))
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,33 @@ def test_of_equal_scores_more_agreeing_facets_stand_first(tmp_path: Path) -> Non
     assert hits[0].pair.pair_id == "p2"
     assert {hit.pair.pair_id for hit in hits[1:3]} == {"p0", "p3"}
     assert len({hit.score for hit in hits}) == 1, "facets are no part of the score"
+
+
+def test_a_tie_comes_by_likeness_however_long_it_is(tmp_path: Path) -> None:
+    """The value asked for, then those like it in their order, then the others; a hash among each."""
+    styles = ("openmoji", "twemoji", "noto", "emojione", "fxemoji")
+    asked = Lookup(entity="flag", facets={"style": "noto"}, alike={"style": ("fxemoji", "twemoji")})
+    order = {"noto": 0, "fxemoji": 1, "twemoji": 2}
+    for num_pairs in (10, 2000):
+        pairs = [pair(f"p{n}", "flag", styles[n % 5]) for n in range(num_pairs)]
+        pairs.sort(key=lambda p: tie_of(p.pair_id))
+        expected = [p.pair_id for p in sorted(pairs, key=lambda p: order.get(p.facets["style"], 3))]
+        index = index_of(tmp_path / str(num_pairs), pairs, commit_size=700)
+        for limit in (1, 3, 500, num_pairs):
+            hits = index.search(replace(asked, limit=limit))
+            assert [hit.pair.pair_id for hit in hits] == expected[:limit]
+
+
+def test_a_tier_is_the_first_that_lists_what_a_pair_has() -> None:
+    facets, alike = {"style": "noto", "color": "red"}, {"style": ("fxemoji", "twemoji"), "color": ("pink",)}
+    lookup = Lookup(entity="cat", facets=facets, alike=alike)
+    tiers = list(lookup.tiers())
+    for style in (*STYLES, "fxemoji"):
+        for color in ("red", "pink", "blue"):
+            has = {"style": style, "color": color}
+            listed = [any(set(one) <= set(has.items()) for one in tier) for tier in tiers]
+            assert lookup.tier_of(has) == listed.index(True)
+    assert list(Lookup(entity="cat").tiers()) == [[()]] and Lookup(entity="cat").tier_of(facets) == 0
 
 
 def test_whole_names_stand_before_names_that_contain_them(tmp_path: Path) -> None:

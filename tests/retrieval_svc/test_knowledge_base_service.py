@@ -58,8 +58,35 @@ def _pair(pair_id: str, **fields: Any) -> pb.NewPair:
     return pb.NewPair(pair_id=pair_id, **whole)
 
 
+def _facet_with(alike: dict[str, list[str]]) -> pb.Facet:
+    wanted = {value: retrieval_pb2.Values(values=others) for value, others in alike.items()}
+    return pb.Facet(name="style", template="{value} style", values=["noto", "b"], alike=wanted)
+
+
+def test_pairs_of_a_style_that_looks_alike_stand_in_for_the_one_that_is_asked_for(client: Client) -> None:
+    styles = ("noto", "a", "b", "c", "d")
+    facet = pb.Facet(name="style", template="{value} style", values=styles)
+    facet.alike["noto"].values.extend(["d", "b"])
+    client.bases.CreateKnowledgeBase(pb.CreateKnowledgeBaseRequest(name="alike", facets=[facet]), timeout=TIMEOUT_S)
+    pairs = [
+        _pair(f"dog-{style}", caption=f"guide dog, {style} style", embedding=[], image=picture(5100 + n))
+        for n, style in enumerate(styles)
+    ]
+    _upsert(client, *pairs, name="alike")
+    asked = retrieval_pb2.RetrieveRequest(
+        prompt="a guide dog, noto style", knowledge_base="alike", k=3, method=retrieval_pb2.METHOD_BM25
+    )
+    caught_up(client, "alike")
+    for exact, expected in ((False, ["noto", "d", "b"]), (True, ["d", "b"])):
+        asked.exclude_exact = exact
+        given = client.retrieval.Retrieve(asked, timeout=TIMEOUT_S).neighbors
+        assert [neighbor.facets["style"] for neighbor in given][: len(expected)] == expected
+    client.bases.DeleteKnowledgeBase(pb.DeleteKnowledgeBaseRequest(name="alike"), timeout=TIMEOUT_S)
+
+
 def test_create_list_stats_delete(client: Client) -> None:
-    facet = pb.Facet(name="style", template="{value} style", values=STYLES)
+    alike = {STYLES[0]: retrieval_pb2.Values(values=STYLES[:0:-1])}
+    facet = pb.Facet(name="style", template="{value} style", values=STYLES, alike=alike)
     create = pb.CreateKnowledgeBaseRequest(name="made", facets=[facet], scene_phrases=["at night"], embedding_size=4)
     made = client.bases.CreateKnowledgeBase(create, timeout=TIMEOUT_S).knowledge_base
     assert (made.name, made.embedding_size, made.embedding_model) == ("made", 4, "")
@@ -208,6 +235,15 @@ def test_snapshot(client: Client, folder: Path) -> None:
             pb.CreateKnowledgeBaseRequest(name="x", facets=[pb.Facet(name="style", template="no slot")]),
             INVALID,
             "facets",
+        ),
+        *(
+            (
+                "CreateKnowledgeBase",
+                pb.CreateKnowledgeBaseRequest(name="x", facets=[_facet_with({value: others})]),
+                INVALID,
+                "facets",
+            )
+            for value, others in (("noto", ["other"]), ("other", ["noto"]), ("noto", ["noto"]), ("noto", ["b", "b"]))
         ),
         ("DeleteKnowledgeBase", pb.DeleteKnowledgeBaseRequest(), INVALID, "name"),
         ("DeleteKnowledgeBase", pb.DeleteKnowledgeBaseRequest(name="../small"), MISSING, ""),

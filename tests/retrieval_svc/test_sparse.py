@@ -131,6 +131,16 @@ def test_of_equal_scores_more_agreeing_facets_stand_first(index_of: Opener) -> N
     assert len({hit.score for hit in hits}) == 1
 
 
+def test_a_tie_comes_by_likeness(index_of: Opener) -> None:
+    pairs = [pair(f"p{number}", "flag", STYLES[number % 3]) for number in range(900)]
+    index, alike = index_of(pairs), {"style": ("openmoji",)}
+    order = ("noto", "openmoji", "twemoji")
+    expected = sorted(pairs, key=lambda p: (order.index(p.facets["style"]), tie_of(p.pair_id)))
+    for limit in (2, 350, 900):
+        hits = index.search(Lookup(entity="flag", facets={"style": "noto"}, alike=alike, limit=limit))
+        assert [hit.pair.pair_id for hit in hits] == [p.pair_id for p in expected[:limit]]
+
+
 def test_a_tie_too_long_to_be_read_comes_by_facets_and_hash(index_of: Opener) -> None:
     pairs = [pair(f"p{number}", f"flag {number:04d}", STYLES[number % 3]) for number in range(900)]
     index = index_of([*pairs, pair("flags", "flag flag flag"), pair("flag", "flag", "noto")])
