@@ -88,6 +88,10 @@ class AsyncTrainerClient:
         """End a run; while it saves its state it is still running, and `cancelling`."""
         return await self._connection.ask(calls.cancel(name), timeout_s=self._timeout_s)
 
+    async def delete(self, name: str, *, missing_ok: bool = False) -> None:
+        """Remove a run that is over, with all that it has saved; see `TrainerClient.delete`."""
+        await self._connection.ask(calls.delete(name, missing_ok), timeout_s=self._timeout_s)
+
     async def export(
         self,
         name: str,
@@ -95,10 +99,12 @@ class AsyncTrainerClient:
         *,
         on_progress: Callable[[Export], object] | None = None,
         request_id: str = "",
+        replace: bool = False,
         timeout_s: float = WATCH_TIMEOUT_S,
     ) -> Export:
         """Write a run's averaged weights to a folder of the service's, and wait; see `TrainerClient.export`."""
-        call, patience, give_up = calls.export(name, weights, request_id), Patience(), time.monotonic() + timeout_s
+        call = calls.export(name, weights, request_id, replace)
+        patience, give_up = Patience(), time.monotonic() + timeout_s
         last: Export | None = None
         while True:
             try:

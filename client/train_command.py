@@ -1,4 +1,4 @@
-"""`reimagen train`: runs are started, looked at, watched, ended, exported."""
+"""`reimagen train`: runs are started, looked at, watched, ended, exported, deleted."""
 
 from __future__ import annotations
 
@@ -39,6 +39,9 @@ def add_train(commands: Any, shared: argparse.ArgumentParser) -> None:
     command("cancel", _cancel, "end a run, its state saved")
     export = command("export", _export, "write a run's averaged weights for serving")
     export.add_argument("--weights", required=True, metavar="FOLDER", help="under the service's weights folder")
+    export.add_argument("--replace", action="store_true", help="also weights that saw more examples than this run")
+    delete = command("delete", _delete, "remove a run that is over: states, logs, sample grids")
+    delete.add_argument("--missing-ok", action="store_true", help="where there is no such run, do nothing")
     for parser in (start, export):
         parser.add_argument("--request-id", default="", metavar="UUID", help="the same again does nothing again")
 
@@ -154,11 +157,22 @@ def _cancel(flags: argparse.Namespace) -> int:
     return 0
 
 
+def _delete(flags: argparse.Namespace) -> int:
+    with connected(flags, trainer=True) as client:
+        client.trainer.delete(flags.name, missing_ok=flags.missing_ok)
+    print_json({"deleted": flags.name}) if flags.json else print(flags.name)
+    return 0
+
+
 def _export(flags: argparse.Namespace) -> int:
     display = make_train_display()
     with connected(flags, trainer=True) as client, display.live():
         exported = client.trainer.export(
-            flags.name, flags.weights, on_progress=display.exported, request_id=flags.request_id
+            flags.name,
+            flags.weights,
+            on_progress=display.exported,
+            request_id=flags.request_id,
+            replace=flags.replace,
         )
     print_json(exported) if flags.json else print(exported.status)
     return 0

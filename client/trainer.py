@@ -47,7 +47,7 @@ class TrainerClient:
 
         Args:
             address: see `client.channel.open_channel`.
-            api_key: an admin key starts, cancels and exports, a read key looks.
+            api_key: an admin key starts, cancels, deletes and exports, a read key looks.
             tls: whom to trust; None: the connection is in the clear.
             timeout_s: deadline of each call but those that wait for a run or an export.
             retry: None: `RetryPolicy()`.
@@ -116,6 +116,14 @@ class TrainerClient:
         """End a run; while it saves its state it is still running, and `cancelling`."""
         return self._connection.ask(calls.cancel(name), timeout_s=self._timeout_s)
 
+    def delete(self, name: str, *, missing_ok: bool = False) -> None:
+        """Remove a run that is over, with all that it has saved; what was exported of it stays.
+
+        Args:
+            missing_ok: where there is no such run, do nothing.
+        """
+        self._connection.ask(calls.delete(name, missing_ok), timeout_s=self._timeout_s)
+
     def export(
         self,
         name: str,
@@ -123,6 +131,7 @@ class TrainerClient:
         *,
         on_progress: Callable[[Export], object] | None = None,
         request_id: str = "",
+        replace: bool = False,
         timeout_s: float = WATCH_TIMEOUT_S,
     ) -> Export:
         """Write a run's averaged weights to a folder of the service's, and wait for it.
@@ -131,8 +140,10 @@ class TrainerClient:
             weights: the folder, under the service's weights folder.
             on_progress: is told how far it is.
             request_id: as of `start`.
+            replace: also weights of that stage that saw more examples than this run.
         """
-        call, patience, give_up = calls.export(name, weights, request_id), Patience(), time.monotonic() + timeout_s
+        call = calls.export(name, weights, request_id, replace)
+        patience, give_up = Patience(), time.monotonic() + timeout_s
         last: Export | None = None
         while True:
             try:

@@ -82,9 +82,15 @@ def cancel(name: str) -> Call[Run]:
     return _call("CancelRun", pb.CancelRunRequest(run=name), lambda said: run_of(said.run))
 
 
-def export(name: str, weights: str, request_id: str) -> Call[Export]:
+def delete(name: str, missing_ok: bool) -> Call[None]:
+    """Removes a run. May be repeated: NOT_FOUND then, unless `missing_ok`."""
+    return _call("DeleteRun", pb.DeleteRunRequest(run=name, allow_missing=missing_ok), lambda said: None)
+
+
+def export(name: str, weights: str, request_id: str, replace: bool) -> Call[Export]:
     """Writes a run's weights. May be repeated: the request has an id."""
-    request = pb.ExportRunRequest(run=name, weights=weights, request_id=request_id or str(uuid.uuid4()))
+    named = request_id or str(uuid.uuid4())
+    request = pb.ExportRunRequest(run=name, weights=weights, request_id=named, replace=replace)
     return _call("ExportRun", request, lambda said: export_of(said.export))
 
 

@@ -87,7 +87,14 @@ def test_the_readmes_commands(
     assert out[1].split("\t")[:5] == ["first", "succeeded", "tiny-64", "128", "128"]
     document = json.loads("\n".join(out[2 : out.index("}") + 1]))
     assert (document["name"], document["spec"]["limit_s"], document["export"]) == ("first", 3600.0, None)
-    assert out[out.index("}") + 1 :] == ["exported/first/unet_64.safetensors", "second", "second"]
+    assert out[out.index("}") + 1 :] == [
+        "exported/first/unet_64.safetensors",
+        "second",
+        "third",
+        "third",
+        "third",
+        "second",
+    ]
     assert load_stage(service.weights / "exported" / "first", 64).trained["examples"] == 128
     for line in (
         "first running, process ",
@@ -140,6 +147,7 @@ def test_asyncio_is_told_the_same(commanded: object, service: TrainerProcess) ->
         (["start", "--preset", "tiny-64", "--data", "prepared", "--gpus", "1"], 2, "spec.pod: would change nothing"),
         (["start", "--preset", "tiny-64", "--data", "prepared", "--executor", "moon"], 2, "--executor: invalid choice"),
         (["get", "nobody"], 1, "NOT_FOUND: run: there is no run 'nobody'"),
+        (["delete", "nobody"], 1, "NOT_FOUND: run: there is no run 'nobody'"),
         (["cancel", "first"], 1, "FAILED_PRECONDITION: run: 'first' has succeeded"),
         (["export", "first", "--weights", "../w"], 2, "weights: '../w' is not a folder under"),
         (["watch", "second"], 1, "ABORTED: run second cancelled"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from client.retry import NO_RETRY
 from client.trainer import Figures, PodResources, TrainerClient, TrainingFailed
 from tests.trainer.stand_in_kubernetes_api import NAMESPACE, StandInKubernetesApi, serving_stand_in
 from tests.trainer.training_service import PATIENCE_S, ROOT, TrainerProcess, over, tiny, training, until
@@ -79,6 +80,28 @@ def test_a_job_that_fails_says_why_and_its_pods_last_lines(clustered: Clustered)
     assert over(client, "broken").state == "succeeded"
 
 
+def test_a_run_that_is_deleted_takes_the_jobs_of_all_its_attempts_along(clustered: Clustered) -> None:
+    """And the next run of that name waits until they are gone: Jobs of two runs have the same name."""
+    service, client, cluster = clustered
+    names = [("jobs", f"reimagen-broken-{attempt}") for attempt in (1, 2)]
+    assert not set(names) & set(_deleted(cluster))
+    cluster.is_away = True
+    with TrainerClient(service.address, retry=NO_RETRY) as hasty, pytest.raises(TrainingFailed) as refused:
+        hasty.delete("broken")
+    assert (refused.value.code, refused.value.reason) == ("UNAVAILABLE", "EXECUTOR_AWAY")
+    cluster.is_away = False
+    client.delete("broken")
+    assert set(names) <= set(_deleted(cluster))
+    cluster.objects["pods"].clear()
+    client.start(SPEC, name="broken")
+    until(client, "broken", lambda run: run.status == "Job reimagen-broken-1 of a run that was deleted is not gone yet")
+    cluster.finish_deletion("jobs", "reimagen-broken-1")
+    run = until(client, "broken", lambda run: run.place)
+    assert (run.attempt, run.state) == (1, "queued")
+    cluster.set_status("jobs", "reimagen-broken-1", conditions=[DONE])
+    assert over(client, "broken").state == "succeeded"
+
+
 def test_cancelling_deletes_the_job_and_waits_until_it_is_gone(clustered: Clustered) -> None:
     _, client, cluster = clustered
     client.start(SPEC, name="unwanted")
@@ -86,9 +109,9 @@ def test_cancelling_deletes_the_job_and_waits_until_it_is_gone(clustered: Cluste
     cluster.set_status("jobs", "reimagen-unwanted-1", active=1, ready=1)
     until(client, "unwanted", lambda run: run.state == "running")
     client.cancel("unwanted")
-    run = until(client, "unwanted", lambda run: cluster.deleted)
-    kind, name, options = cluster.deleted[0]
-    assert (kind, name, options["propagationPolicy"]) == ("jobs", "reimagen-unwanted-1", "Foreground")
+    run = until(client, "unwanted", lambda run: ("jobs", "reimagen-unwanted-1") in _deleted(cluster))
+    (options,) = [options for _, name, options in cluster.deleted if name == "reimagen-unwanted-1"]
+    assert options["propagationPolicy"] == "Foreground"
     assert (run.state, run.cancelling) == ("running", True), "its pods save their state"
     cluster.finish_deletion("jobs", "reimagen-unwanted-1")
     assert over(client, "unwanted").state == "cancelled"

@@ -24,7 +24,8 @@ from reimagen.trainer.v1 import trainer_pb2_grpc as pb_grpc
 
 from client.errors import reason, violations
 from client.trainer import Export, Figures, Run, SampleGrid, TrainerClient, TrainingFailed
-from common.checkpoint import load_stage
+from common.checkpoint import load_stage, publish_stage
+from common.unet.unet import UNet
 from tests.trainer.training_service import (
     TrainerProcess,
     free_port,
@@ -35,6 +36,7 @@ from tests.trainer.training_service import (
     training,
     until,
 )
+from trainer.presets import preset
 
 Served = tuple[TrainerProcess, TrainerClient]
 STEPS = 16  # of the whole tiny preset
@@ -133,6 +135,12 @@ def test_export_writes_weights_that_load_and_says_so(served: Served, told: list[
     service, client = served
     said: list[Any] = []
     request_id = str(uuid.uuid4())
+    row = preset("tiny-64")
+    seen = {"preset": "tiny-64", "step": 1, "examples": 10**6}
+    publish_stage(service.weights / "models" / "first", 64, row.unet, UNet(row.unet).state_dict(), seen)
+    with pytest.raises(TrainingFailed, match=r"status 2\n.*saw 1,000,000 examples.*say --replace") as refused:
+        client.export("mended", "models/first")
+    assert (refused.value.code, refused.value.reason) == ("FAILED_PRECONDITION", "EXPORT_FAILED")
     keepers: list[bytes] = []
 
     def kill_once(export: Export) -> None:
@@ -143,14 +151,15 @@ def test_export_writes_weights_that_load_and_says_so(served: Served, told: list[
             service.end(signal.SIGKILL)
             service.start().close()
 
-    exported = client.export("mended", "models/first", on_progress=kill_once, request_id=request_id)
+    exported = client.export("mended", "models/first", on_progress=kill_once, request_id=request_id, replace=True)
     assert keepers == [_keeper(service)], "it went on, and was not begun again"
     assert (exported.state, exported.status) == ("succeeded", "models/first/unet_64.safetensors")
     assert any(export.total and export.status for export in said), "its steps are told"
     loaded = load_stage(service.weights / "models" / "first", 64)
     assert (loaded.trained["preset"], loaded.trained["step"]) == ("tiny-64", STEPS)
     assert client.get("mended").export == exported
-    assert client.export("mended", "models/first", request_id=request_id) == exported, "not made again"
+    again = client.export("mended", "models/first", request_id=request_id, replace=True)
+    assert again == exported, "not made again"
     with pytest.raises(TrainingFailed) as refused:
         client.export("mended", "models/second", request_id=request_id)
     assert (refused.value.code, refused.value.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
@@ -229,7 +238,8 @@ def test_what_cannot_be_is_refused_by_its_field(
 
 def test_what_is_not_there_is_not_found(served: Served) -> None:
     _, client = served
-    for ask in (client.get, client.cancel, lambda name: next(client.watch(name)), lambda n: client.export(n, "w")):
+    asks = (client.get, client.cancel, client.delete, lambda name: client.export(name, "w"))
+    for ask in (*asks, lambda name: next(client.watch(name))):
         with pytest.raises(TrainingFailed) as refused:
             ask("nobody")
         assert (refused.value.code, refused.value.reason) == ("NOT_FOUND", "RUN_NOT_FOUND")
@@ -369,4 +379,13 @@ def test_nothing_is_exported_before_a_state_is_saved(served: Served) -> None:
         with pytest.raises(TrainingFailed) as refused:
             client.export("empty", weights)
         assert [violation.field for violation in refused.value.violations] == ["weights"]
+    with pytest.raises(TrainingFailed) as refused:
+        client.delete("empty")
+    assert (refused.value.code, refused.value.reason) == ("FAILED_PRECONDITION", "RUN_IS_ACTIVE")
     client.cancel("empty")
+    over(client, "empty")
+    client.delete("empty")
+    assert not (service.runs / "empty").exists() and "empty" not in {run.name for run in client.list()}
+    client.delete("empty", missing_ok=True)
+    with pytest.raises(TrainingFailed, match="there is no run 'empty'"):
+        client.delete("empty")

@@ -44,12 +44,15 @@ def local_command(arguments: Sequence[str], ranks: int, *, grace_s: float) -> li
     return [sys.executable, *TORCHRUN, *flags, *UNDER_TORCHRUN, *arguments]
 
 
-def export_command(name: str, spec: RunSpec, weights: str, folders: Folders) -> list[str]:
+def export_command(
+    name: str, preset: str, data: str, weights: str, folders: Folders, *, replace: bool = False
+) -> list[str]:
     """Writes a run's averaged weights for serving. Lines "[i/n] text" of what it says are its progress."""
     flags = {
-        "preset": spec.preset,
-        "data": folders.data / spec.data,
+        "preset": preset,
+        "data": folders.data / data,
         "run": folders.run(name),
         "weights": folders.weights / weights,
     }
-    return [sys.executable, *TRAINER, "publish", *(f"--{flag}={value}" for flag, value in flags.items())]
+    given = [f"--{flag}={value}" for flag, value in flags.items()]
+    return [sys.executable, *TRAINER, "publish", *given, *(["--replace"] if replace else [])]

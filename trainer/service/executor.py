@@ -81,3 +81,7 @@ class Executor(Protocol):
     def kill(self, record: RunRecord) -> None:
         """End it at once."""
         ...
+
+    def remove(self, record: RunRecord) -> None:
+        """Remove what is left of all attempts of a run that is over; what is gone is no error."""
+        ...

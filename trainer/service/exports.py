@@ -8,8 +8,10 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from dataclasses import replace as with_changes
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from common.files import write_json
 from common.service.errors import FailedPrecondition, InvalidArgument, Unavailable
 from trainer.service.commands import export_command
 from trainer.service.local_process import Ending, LocalProcess
-from trainer.service.run_record import FOLDER, RunRecord, check_is_of
-from trainer.service.runs import MAX_REQUESTS, canonical
+from trainer.service.request_ids import MAX_REQUESTS, canonical
+from trainer.service.run_record import FOLDER, RunRecord, check_is_of, known_of
 from trainer.service.spec_rules import Folders, inside
 
 EXPORT, EXPORT_FOLDER = "export.json", "export"  # in the service's part of a run's folder
@@ -48,7 +50,8 @@ class ExportRecord:
     """The newest export of a run; see Export in trainer.proto.
 
     Attributes:
-        command: what it runs.
+        preset, data: of the run when it was asked for.
+        replace: whether weights that saw more examples are replaced, too.
         token: marks the processes that belong to it.
         request_ids: of the requests that began or joined it.
         earlier: exports of the run that were over before this one began and that requests have named, oldest first.
@@ -57,11 +60,13 @@ class ExportRecord:
 
     run: str
     weights: str
-    command: tuple[str, ...]
     token: str
     request_ids: tuple[str, ...]
     state: ExportState
     queued_s: float
+    preset: str = ""
+    data: str = ""
+    replace: bool = False
     earlier: tuple[ExportRecord, ...] = ()
     started_s: float | None = None
     ended_s: float | None = None
@@ -87,7 +92,7 @@ class Exports:
             if record is not None:
                 self._records[record.run] = record
 
-    def start(self, run: RunRecord, weights: str, request_id: str) -> ExportRecord:
+    def start(self, run: RunRecord, weights: str, request_id: str, *, replace: bool = False) -> ExportRecord:
         """Begin an export, or join the one that goes on; a request that is known is given its own as it is.
 
         Raises:
@@ -100,7 +105,7 @@ class Exports:
             before = self._records.get(run.name)
             known = _known(before, request_id)
             if known is not None:
-                if known.weights != weights:
+                if (known.weights, known.replace) != (weights, replace):
                     raise InvalidArgument(
                         "request_id",
                         f"{request_id} is the id of a request with other content",
@@ -108,7 +113,7 @@ class Exports:
                     )
                 return known
             if before is not None and not before.state.is_over:
-                if before.weights == weights:
+                if (before.weights, before.replace) == (weights, replace):
                     return self._join(before, request_id)
                 raise FailedPrecondition(
                     f"run: {run.name!r} is being exported to {before.weights!r}", reason="EXPORT_UNDER_WAY"
@@ -118,7 +123,9 @@ class Exports:
             record = ExportRecord(
                 run=run.name,
                 weights=weights,
-                command=tuple(export_command(run.name, run.spec, weights, self._folders)),
+                preset=run.spec.preset,
+                data=run.spec.data,
+                replace=replace,
                 token=uuid.uuid4().hex,
                 request_ids=(request_id,) if request_id else (),
                 state=ExportState.QUEUED,
@@ -132,7 +139,7 @@ class Exports:
     def _join(self, record: ExportRecord, request_id: str) -> ExportRecord:
         if not request_id:
             return record
-        joined = replace(record, request_ids=(*record.request_ids, request_id)[-MAX_REQUESTS:])
+        joined = with_changes(record, request_ids=(*record.request_ids, request_id)[-MAX_REQUESTS:])
         self._write_asked(joined)
         return joined
 
@@ -140,12 +147,34 @@ class Exports:
         """The newest export of a run."""
         return self._records.get(run)
 
+    def find(self, run: str, token: str) -> ExportRecord | None:
+        """An export of a run, though another may have begun since; None: it is not known any more."""
+        newest = self._records.get(run)
+        found = (newest, *newest.earlier) if newest is not None else ()
+        return next((record for record in found if record.token == token), None)
+
+    @contextmanager
+    def letting_go(self, run: str) -> Iterator[None]:
+        """Forget a run's exports when the block, which removes its folder, ends well; none begins in the meantime.
+
+        Raises:
+            FailedPrecondition: one is under way.
+        """
+        with self._lock:
+            newest = self._records.get(run)
+            if newest is not None and not newest.state.is_over:
+                raise FailedPrecondition(
+                    f"run: {run!r} is being exported to {newest.weights!r}", reason="EXPORT_UNDER_WAY"
+                )
+            yield
+            self._records.pop(run, None)
+
     def reconcile(self) -> None:
         """Follow the export that goes on, and begin the next one."""
         under_way = [record for record in self._records.copy().values() if record.state == ExportState.RUNNING]
         for record in under_way:
             self._follow(record)
-        if any(not self._records[record.run].state.is_over for record in under_way):
+        if any(record.state == ExportState.RUNNING for record in self._records.copy().values()):
             return
         waiting = [record for record in self._records.copy().values() if record.state == ExportState.QUEUED]
         if waiting:
@@ -158,7 +187,11 @@ class Exports:
         seen = process.look()
         if seen == "absent":
             try:
-                process.launch(record.command)
+                process.launch(
+                    export_command(
+                        record.run, record.preset, record.data, record.weights, self._folders, replace=record.replace
+                    )
+                )
             except OSError as error:
                 reason = f"cannot be started: {error.strerror}"
                 self._change(record, state=ExportState.FAILED, ended_s=time.time(), error=reason)
@@ -173,11 +206,11 @@ class Exports:
         last = said.splitlines()[-1] if said else ""
         if seen.code == 0:
             written = _relative(last, self._folders.weights)
-            self._change(record, state=ExportState.SUCCEEDED, ended_s=seen.time_s, status=written)
+            state, changes = ExportState.SUCCEEDED, {"status": written}
         else:
-            error = f"{seen}\n{said}" if said else str(seen)
-            self._change(record, state=ExportState.FAILED, ended_s=seen.time_s, status="", error=error)
-        log.info("export ended", extra={"run": record.run, "state": self._records[record.run].state.value})
+            state, changes = ExportState.FAILED, {"status": "", "error": f"{seen}\n{said}" if said else str(seen)}
+        self._change(record, state=state, ended_s=seen.time_s, **changes)
+        log.info("export ended", extra={"run": record.run, "state": state.value})
 
     def _process(self, record: ExportRecord) -> LocalProcess:
         if record.token not in self._processes:
@@ -187,9 +220,11 @@ class Exports:
 
     def _change(self, record: ExportRecord, **changes: Any) -> None:
         with self._lock:
-            current = self._records[record.run]
-            changed = replace(current, **changes)
-            if current.token == record.token and changed != current:
+            current = self._records.get(record.run)
+            if current is None or current.token != record.token:
+                return
+            changed = with_changes(current, **changes)
+            if changed != current:
                 self._write(changed)
 
     def _write_asked(self, record: ExportRecord) -> None:
@@ -219,28 +254,27 @@ def _with_earlier(record: ExportRecord | None) -> tuple[ExportRecord, ...]:
     """What the export after this one keeps: those before it, and itself where a request has named it."""
     if record is None:
         return ()
-    return (*record.earlier, *((replace(record, earlier=()),) if record.request_ids else ()))[-MAX_REQUESTS:]
+    return (*record.earlier, *((with_changes(record, earlier=()),) if record.request_ids else ()))[-MAX_REQUESTS:]
 
 
 def _read(folder: Path) -> ExportRecord | None:
     try:
         written: Mapping[str, Any] = json.loads((folder / FOLDER / EXPORT).read_text())
         check_is_of(folder, written["run"])
-        return _record(written)
+        record = _record(written)
+        inside("weights", record.weights, folder, "weights")  # no record leads a process out of the weights folder
+        return record
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidArgument) as error:
         log.error("export passed over: its record is damaged", extra={"run": folder.name, "error": repr(error)})
         return None
 
 
 def _record(written: Mapping[str, Any]) -> ExportRecord:
-    return ExportRecord(
-        **{
-            **written,
-            "command": tuple(written["command"]),
-            "request_ids": tuple(written["request_ids"]),
-            "state": ExportState(written["state"]),
-            "earlier": tuple(map(_record, written["earlier"])),
-        }
-    )
+    parts = {
+        "request_ids": tuple(written["request_ids"]),
+        "state": ExportState(written["state"]),
+        "earlier": tuple(map(_record, written["earlier"])),
+    }
+    return ExportRecord(**known_of(ExportRecord, written) | parts)

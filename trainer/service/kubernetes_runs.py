@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from trainer.service.commands import fit_arguments
-from trainer.service.executor import ExecutorError, Observed, Phase
+from trainer.service.executor import ExecutorAway, ExecutorError, Observed, Phase
 from trainer.service.kubernetes_api import Kind, KubernetesApi
 from trainer.service.kubernetes_manifests import (
     TOKEN,
@@ -52,6 +52,8 @@ class KubernetesRuns:
             return Observed(phase=Phase.ABSENT)
         place = f"{self._kind.lower()}/{job_name(record)}"
         if not _is_ours(job, record):
+            if _is_going(job):  # of a run of that name that was deleted
+                return Observed(phase=Phase.ABSENT)
             return Observed(phase=Phase.OVER, place=place, error=f"{place} is somebody else's")
         conditions = {
             said["type"]: said for said in job.get("status", {}).get("conditions", ()) if said["status"] == "True"
@@ -73,6 +75,13 @@ class KubernetesRuns:
     def kill(self, record: RunRecord) -> None:
         """See `Executor`."""
         self._api.kill_pods(self._kind, job_name(record))
+
+    def remove(self, record: RunRecord) -> None:
+        """See `Executor`."""
+        for attempt in record.attempts():
+            job = self._api.read(self._kind, job_name(attempt))
+            if job is not None and _is_ours(job, attempt):
+                self._api.delete(self._kind, job_name(attempt))
 
     def _over(self, record: RunRecord, place: str, condition: Mapping[str, Any], *, succeeded: bool) -> Observed:
         over = Observed(phase=Phase.OVER, place=place, succeeded=succeeded, ended_s=_time_s(condition))
@@ -98,11 +107,17 @@ class KubernetesRuns:
 
     def _check_ours(self, job: Mapping[str, Any], record: RunRecord) -> None:
         if not _is_ours(job, record):
+            if _is_going(job):
+                raise ExecutorAway(f"{self._kind} {job_name(record)} of a run that was deleted is not gone yet")
             raise ExecutorError(f"there is a {self._kind} {job_name(record)} already, which is not of this run")
 
 
 def _is_ours(job: Mapping[str, Any], record: RunRecord) -> bool:
     return (job["metadata"].get("annotations") or {}).get(TOKEN) == record.token
+
+
+def _is_going(job: Mapping[str, Any]) -> bool:
+    return bool(job["metadata"].get("deletionTimestamp"))
 
 
 def _at_work(status: Mapping[str, Any]) -> int:

@@ -55,6 +55,10 @@ class LocalRuns:
         """See `Executor`."""
         self._process(record).kill()
 
+    def remove(self, record: RunRecord) -> None:
+        """See `Executor`."""
+        self._processes.pop(record.name, None)  # all else is in the run's folder
+
     def _process(self, record: RunRecord) -> LocalProcess:
         token, process = self._processes.get(record.name, ("", None))
         if process is None or token != record.token:

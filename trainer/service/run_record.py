@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from common.files import write_json
-from trainer.service.run_spec import RunSpec
+from trainer.service.run_spec import ExecutorKind, RunSpec
 
+MAX_EARLIER = 100  # attempts; a Job that is over is gone after a day by default
 FOLDER, RECORD = "service", "run.json"  # in the run's folder
 
 
@@ -32,6 +33,15 @@ class RunState(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlierAttempt:
+    """What is still known of an attempt when the next one is made: enough to find what it has left in a cluster."""
+
+    attempt: int
+    token: str
+    executor: ExecutorKind | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """One run.
 
@@ -40,6 +50,7 @@ class RunRecord:
         token: marks what belongs to the newest attempt.
         requests: digests of the requests that started it, by their ids.
         created_s, queued_s, started_s, ended_s: since the epoch; the last three of the newest attempt.
+        earlier: attempts before the newest, the last MAX_EARLIER of them.
         launched: whether the newest attempt was given to its executor.
         cancel_asked_s: when it was asked to end; None: it was not.
         status, error, place: see Run in trainer.proto.
@@ -62,6 +73,18 @@ class RunRecord:
     error: str = ""
     place: str = ""
     exit_code: int | None = None
+    earlier: tuple[EarlierAttempt, ...] = ()
+
+    def as_earlier(self) -> EarlierAttempt:
+        """The newest attempt, for the record of the one after it."""
+        return EarlierAttempt(attempt=self.attempt, token=self.token, executor=self.spec.executor)
+
+    def attempts(self) -> Iterator[RunRecord]:
+        """The record of each attempt that is known, as far as its executor needs it: the newest first."""
+        yield self
+        for before in reversed(self.earlier):
+            spec = replace(self.spec, executor=before.executor)
+            yield replace(self, attempt=before.attempt, token=before.token, spec=spec, earlier=())
 
 
 def write_record(record: RunRecord, folder: Path) -> None:
@@ -83,12 +106,29 @@ def read_record(folder: Path) -> RunRecord | None:
     try:
         written: dict[str, Any] = json.loads(path.read_text())
         check_is_of(folder, written["name"])
-        spec, state = RunSpec.from_json(written["spec"]), RunState(written["state"])
-        return RunRecord(**{**written, "spec": spec, "state": state})
+        parts = {
+            "spec": RunSpec.from_json(written["spec"]),
+            "state": RunState(written["state"]),
+            "earlier": tuple(_earlier(each) for each in written.get("earlier", ())),
+        }
+        return RunRecord(**known_of(RunRecord, written) | parts)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error!r}") from None
+
+
+def known_of(kind: type[Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written of a record's fields. What a newer service has written besides is passed over: one can go back."""
+    names = {each.name for each in fields(kind)}
+    return {name: value for name, value in written.items() if name in names}
+
+
+def _earlier(written: Mapping[str, Any]) -> EarlierAttempt:
+    executor = written["executor"]
+    return EarlierAttempt(
+        attempt=written["attempt"], token=written["token"], executor=ExecutorKind(executor) if executor else None
+    )
 
 
 def check_is_of(folder: Path, name: str) -> None:

@@ -6,25 +6,25 @@ end at any time: the next one reads the records and goes on.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import secrets
 import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 from common.service.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from trainer.presets import PRESETS
 from trainer.service.executor import Executor, ExecutorAway, ExecutorError, Observed, Phase
+from trainer.service.request_ids import MAX_REQUESTS, canonical, eight_digits
 from trainer.service.run_log import Progress, ProgressReader
-from trainer.service.run_record import RunRecord, RunState, digest_of, read_record, write_record
+from trainer.service.run_record import MAX_EARLIER, RunRecord, RunState, digest_of, read_record, write_record
+from trainer.service.run_removal import SUFFIX, discard, discard_all, set_aside
 from trainer.service.run_spec import ExecutorKind, RunSpec
 from trainer.service.spec_rules import Folders, check_name, check_spec
 
-MAX_REQUESTS = 100  # ids that a run remembers, the newest
 _KEPT = ("preset", "data", "start_from")  # of a run that goes on
 _SOMEBODY_ELSE = "was asked to end, by nobody of this service; StartRun goes on from the state that it saved"
 
@@ -60,8 +60,10 @@ class Runs:
         self._damaged: dict[str, str] = {}
         self._requests: dict[str, tuple[str, str]] = {}  # name and digest
         self._stopped: set[str] = set()  # tokens of attempts that were asked to end
+        discard_all(folders.runs)
         for folder in sorted(folders.runs.iterdir()):
-            self._load(folder.name)
+            if not folder.name.endswith(SUFFIX):
+                self._load(folder.name)
 
     def start(self, name: str, spec: RunSpec, request_id: str) -> RunRecord:
         """See StartRun in trainer.proto.
@@ -74,7 +76,7 @@ class Runs:
         known = self._known(request_id, digest)
         if known is not None:
             return known
-        name = name or f"{spec.preset}-{_eight(request_id)}"
+        name = name or f"{spec.preset}-{eight_digits(request_id)}"
         spec = replace(spec, executor=spec.executor or self._default)
         check_spec(spec, self._folders)
         check_name(name)
@@ -140,6 +142,40 @@ class Runs:
             self.on_change(kind)
         return record
 
+    def delete(self, name: str, *, letting_go: Callable[[str], AbstractContextManager[object]]) -> None:
+        """See DeleteRun in trainer.proto.
+
+        Args:
+            letting_go: gives, by the run's name, what is entered while its folder goes; may refuse.
+
+        Raises:
+            NotFound, FailedPrecondition, DataLoss: as the contract says.
+            Unavailable: a cluster does not answer, or the folder cannot be renamed; the run is as it was.
+        """
+        record = self._over(name)
+        ran = {attempt.spec.executor for attempt in record.attempts()}
+        for executor in (self._executors[kind] for kind in self._executors if kind in ran):
+            try:
+                executor.remove(record)
+            except ExecutorAway as away:
+                raise Unavailable(str(away), reason="EXECUTOR_AWAY") from None
+        with letting_go(name), self._lock:
+            if self._over(name).token != record.token:
+                raise FailedPrecondition(f"run: {name!r} was started again", reason="RUN_IS_ACTIVE")
+            try:
+                aside = set_aside(self._folders.run(name))
+            except OSError as error:
+                raise Unavailable(f"the run's folder stays: {error.strerror}", reason="NOT_WRITTEN") from None
+            self._forget(self._records.pop(name))
+        discard(aside)
+        log.info("run deleted", extra={"run": name})
+
+    def _over(self, name: str) -> RunRecord:
+        record = self.get(name)
+        if not record.state.is_over:
+            raise FailedPrecondition(f"run: {name!r} is {record.state}: cancel it first", reason="RUN_IS_ACTIVE")
+        return record
+
     def progress(self, record: RunRecord) -> Progress | None:
         """How far a run is."""
         return self._progress.read(self._folders.run(record.name))
@@ -174,6 +210,7 @@ class Runs:
             case Phase.OVER:
                 self._settle(record, seen)
             case Phase.ABSENT if record.cancel_asked_s is not None:
+                executor.kill(record)  # a service that has died may have started it a moment ago
                 self._end(record, RunState.CANCELLED)
             case Phase.ABSENT if record.state == RunState.RUNNING:
                 executor.kill(record)  # its folder may be what is gone
@@ -276,6 +313,7 @@ class Runs:
             created_s=before.created_s,
             queued_s=now,
             requests=before.requests,
+            earlier=(*before.earlier, before.as_earlier())[-MAX_EARLIER:],
         )
         if before.state == RunState.SUCCEEDED and self._examples_left(following) == 0:
             raise AlreadyExists(f"run: {name!r} has seen all its examples", reason="RUN_IS_COMPLETE")
@@ -301,8 +339,8 @@ class Runs:
     def _change(self, record: RunRecord, **changes: Any) -> None:
         """Change the record, as far as it is still of the same attempt."""
         with self._lock:
-            current = self._records[record.name]
-            if current.token != record.token or current.state.is_over:
+            current = self._records.get(record.name)
+            if current is None or current.token != record.token or current.state.is_over:
                 return
             changed = replace(current, **changes)
             if changed != current:
@@ -319,8 +357,16 @@ class Runs:
             raise Unavailable(f"the run cannot be written down: {error.strerror}", reason="NOT_WRITTEN") from None
 
     def _remember(self, record: RunRecord) -> None:
+        before = self._records.get(record.name)
+        if before is not None and before.requests != record.requests:
+            self._forget(before)
         self._records[record.name] = record
         self._requests |= {request: (record.name, digest) for request, digest in record.requests.items()}
+
+    def _forget(self, record: RunRecord) -> None:
+        """What requests have named the run."""
+        for request in record.requests:
+            self._requests.pop(request, None)
 
     def _load(self, name: str) -> None:
         try:
@@ -337,20 +383,3 @@ def total_examples(spec: RunSpec) -> int:
     """Examples at which a run ends; 0: its preset is not known any more."""
     total = PRESETS[spec.preset].total_examples if spec.preset in PRESETS else 0
     return min(spec.examples or total, total)
-
-
-def _eight(request_id: str) -> str:
-    """Hex digits that a request decides, or chance. Of a hash: the first ones of a version 7 id are the time alone."""
-    return hashlib.sha256(request_id.encode()).hexdigest()[:8] if request_id else secrets.token_hex(4)
-
-
-def canonical(request_id: str) -> str:
-    """A request's id as it is kept; empty for none.
-
-    Raises:
-        InvalidArgument: it is no UUID.
-    """
-    try:
-        return str(uuid.UUID(request_id)) if request_id else ""
-    except ValueError:
-        raise InvalidArgument("request_id", f"{request_id!r} is not a UUID") from None

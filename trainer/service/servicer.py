@@ -10,7 +10,7 @@ import grpc.aio
 from reimagen.trainer.v1 import trainer_pb2 as pb
 from reimagen.trainer.v1 import trainer_pb2_grpc as pb_grpc
 
-from common.service.errors import FailedPrecondition, InvalidArgument
+from common.service.errors import FailedPrecondition, InvalidArgument, NotFound
 from trainer.service.exports import Exports, ExportState
 from trainer.service.run_log import Figures, SampleGrid
 from trainer.service.run_record import RunRecord
@@ -19,7 +19,7 @@ from trainer.service.runs import Runs
 from trainer.service.wire import export_message, figures_message, grid_message, run_message, spec_of, states_of
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["TrainerService"].full_name
-ADMIN_METHODS = frozenset(f"/{SERVICE_NAME}/{method}" for method in ("StartRun", "CancelRun", "ExportRun"))
+ADMIN_METHODS = frozenset(f"/{SERVICE_NAME}/{method}" for method in ("StartRun", "CancelRun", "DeleteRun", "ExportRun"))
 DEFAULT_PAGE, MAX_PAGE = 100, 1000
 
 
@@ -65,23 +65,33 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         record = await asyncio.to_thread(self._runs.cancel, request.run)
         return pb.CancelRunResponse(run=await self._message(record))
 
+    async def DeleteRun(self, request: pb.DeleteRunRequest, context: grpc.aio.ServicerContext) -> pb.DeleteRunResponse:
+        try:
+            await asyncio.to_thread(self._runs.delete, request.run, letting_go=self._exports.letting_go)
+        except NotFound:
+            if not request.allow_missing:
+                raise
+        return pb.DeleteRunResponse()
+
     async def ExportRun(
         self, request: pb.ExportRunRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.ExportRunResponse]:
         run = self._runs.get(request.run)
-        record = told = await asyncio.to_thread(self._exports.start, run, request.weights, request.request_id)
+        record = told = await asyncio.to_thread(
+            self._exports.start, run, request.weights, request.request_id, replace=request.replace
+        )
         yield pb.ExportRunResponse(export=export_message(record))
         while not record.state.is_over:
             await self._watch.pause()
-            newest = self._exports.get(request.run)
-            if newest is None or newest.token != record.token:  # ended, and another has begun
+            found = self._exports.find(request.run, record.token)
+            if found is None:  # ended, and another has begun, or the run was deleted
                 return
-            record = newest
+            record = found
             if record != told:
                 told = record
                 yield pb.ExportRunResponse(export=export_message(record))
         if record.state == ExportState.FAILED:
-            raise FailedPrecondition(f"export of run {request.run!r}: {record.error}", reason="EXPORT_FAILED")
+            raise FailedPrecondition(f"export of run {request.run!r}: {_why(record.error)}", reason="EXPORT_FAILED")
 
     async def _message(self, record: RunRecord) -> pb.Run:
         progress = await asyncio.to_thread(self._runs.progress, record)
@@ -91,3 +101,9 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
             queue_position=self._runs.queue_position(record),
             export=self._exports.get(record.name),
         )
+
+
+def _why(error: str) -> str:
+    """How a process ended and the last line that it said: a status is too short for all of them."""
+    lines = error.splitlines()
+    return "\n".join((lines[0], lines[-1])) if len(lines) > 1 else error

@@ -1,0 +1,67 @@
+"""Folders of runs that are deleted: renamed aside, which is all or nothing, and then removed."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.files import sync_folder
+from common.service.errors import FailedPrecondition
+
+SUFFIX = ".deleted"
+LOCK = "lock"  # of a run's folder: held by whoever trains in it
+
+log = logging.getLogger(__name__)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a run's folder, durably: it is no run's any more. Gives what it is called now.
+
+    Raises:
+        FailedPrecondition: somebody trains in it.
+        OSError: it cannot be renamed, and is as it was.
+    """
+    aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}{SUFFIX}"
+    with _unused(folder):
+        folder.rename(aside)
+    sync_folder(folder.parent)
+    return aside
+
+
+def discard(aside: Path) -> None:
+    """Remove what was set aside; what cannot be removed now, the next service removes."""
+    try:
+        if aside.is_symlink():
+            aside.unlink()
+        else:
+            shutil.rmtree(aside)
+    except OSError as error:
+        log.error("deleted run not removed from disk", extra={"folder": aside.name, "error": str(error)})
+
+
+def discard_all(runs: Path) -> None:
+    """Remove what services have set aside that ended before they had removed it."""
+    for aside in runs.glob(f".*{SUFFIX}"):
+        discard(aside)
+
+
+@contextmanager
+def _unused(folder: Path) -> Iterator[None]:
+    try:
+        lock = (folder / LOCK).open("r+")
+    except OSError:  # nobody has trained in it
+        yield
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(
+                f"run: another process trains in the folder of {folder.name!r}", reason="FOLDER_IN_USE"
+            ) from None
+        yield
