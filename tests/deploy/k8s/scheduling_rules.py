@@ -58,7 +58,7 @@ def disruptions(manifests: Manifests) -> Iterator[str]:
 
 
 def spreading(manifests: Manifests) -> Iterator[str]:
-    """Pods of one workload keep to different nodes."""
+    """Pods of one workload keep to different nodes, and to different zones where there are some."""
     for pod in _serving(manifests):
         own = [c for c in pod.spec.get("topologySpreadConstraints", ()) if _is_own(c["labelSelector"], pod)]
         apart = pod.spec.get("affinity", {}).get("podAntiAffinity", {})
@@ -66,6 +66,9 @@ def spreading(manifests: Manifests) -> Iterator[str]:
         hosts = [each["topologyKey"] for each in [*own, *(a for a in apart if _is_own(a["labelSelector"], pod))]]
         if pod.replicas > 1 and "kubernetes.io/hostname" not in hosts:
             yield f"{pod.owner}: its {pod.replicas} pods may all be on one node"
+        zones = [each for each in own if each["topologyKey"] == "topology.kubernetes.io/zone"]
+        if pod.replicas > 1 and [each["whenUnsatisfiable"] for each in zones] != ["ScheduleAnyway"]:
+            yield f"{pod.owner}: its {pod.replicas} pods may all be in one zone, or wait for another"
 
 
 def autoscaling(manifests: Manifests) -> Iterator[str]:

@@ -224,6 +224,16 @@ def all_on_one_node(m: Manifests) -> None:
 
 
 @breaks("spreading")
+def all_in_one_zone(m: Manifests) -> None:
+    pod(m, "triton")["topologySpreadConstraints"].pop(0)
+
+
+@breaks("spreading")
+def zones_that_pods_wait_for(m: Manifests) -> None:
+    pod(m, "retrieval")["topologySpreadConstraints"][0]["whenUnsatisfiable"] = "DoNotSchedule"
+
+
+@breaks("spreading")
 def peers_on_one_node(m: Manifests) -> None:
     del pod(m, "qdrant", "StatefulSet")["affinity"]
 
