@@ -29,6 +29,11 @@ _BEGUN = "reimagen_generator_queue_wait_seconds_count"
 _DRAWN = "reimagen_generator_pictures_total"
 _REFUSED = "reimagen_generator_refused_total"
 _AFTER_WAITING = ("deadline_passed", "deadline_given_up")
+_WAITED = (
+    "waited until",
+    "left before stage",
+    "deadline has passed",
+)  # how the service says that it gave up after waiting
 _LATE_S = 0.1  # before its deadline: the call itself ended it
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -73,10 +78,10 @@ async def _overloaded(
     steady = [outcome for outcome in loaded if deadline_s <= outcome.ended_s <= deadline_s + seconds]
     good = [outcome.seconds for outcome in steady if outcome.code == "OK"]
     missed = [outcome for outcome in steady if outcome.code != "OK" and outcome.seconds > deadline_s - _LATE_S]
-    # Those that are given up after they have waited are refused, too, but not at once: they are the slowest.
+    # Those that are given up after they have waited are refused, too, but not at once.
     late = round(sum(by_reason.get(reason, 0.0) for reason in _AFTER_WAITING))
-    seconds_to_refuse = sorted(o.seconds for o in loaded if o.code != "OK" and o.seconds <= deadline_s - _LATE_S)
-    refused = seconds_to_refuse[: max(0, len(seconds_to_refuse) - late)]
+    ended_early = [outcome for outcome in loaded if outcome.code != "OK" and outcome.seconds <= deadline_s - _LATE_S]
+    refused = [outcome.seconds for outcome in ended_early if not any(words in outcome.said for words in _WAITED)]
     rate = len(good) / seconds
     return {
         "goodput_at_10x": round(rate / peak_rate, 4),

@@ -75,12 +75,13 @@ def request_of(*, stop_at: int, seed: int, references: int = 2) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How one call ended, after how long, when (on the load's clock), and how large its answer was."""
+    """How one call ended, after how long, when (on the load's clock), how large its answer was, and what an error said."""
 
     code: str
     seconds: float
     response_bytes: int = 0
     ended_s: float = 0.0
+    said: str = ""
 
 
 async def ask(channel: grpc.aio.Channel, request: bytes, *, deadline_s: float) -> Outcome:
@@ -90,7 +91,7 @@ async def ask(channel: grpc.aio.Channel, request: bytes, *, deadline_s: float) -
     try:
         answer = await call(request, timeout=deadline_s)
     except grpc.aio.AioRpcError as error:
-        return Outcome(code=error.code().name, seconds=time.perf_counter() - started)
+        return Outcome(code=error.code().name, seconds=time.perf_counter() - started, said=error.details() or "")
     return Outcome(code="OK", seconds=time.perf_counter() - started, response_bytes=len(answer))
 
 
