@@ -22,6 +22,7 @@ from trainer.loss import condition_of
 
 GRID = 8
 STEPS = 24
+MAX_GRIDS = 100
 
 
 def look(trainer: Trainer) -> None:
@@ -31,7 +32,17 @@ def look(trainer: Trainer) -> None:
     sheet = encode_png(pixels)
     write_atomic(trainer.folder / f"samples-{trainer.state.examples:09d}.png", sheet)
     write_atomic(trainer.folder / "samples.png", sheet)
+    thin_out(trainer.folder)
     plot_losses(trainer.folder)
+
+
+def thin_out(folder: Path) -> None:
+    """Keep MAX_GRIDS grids of samples, from all over the run: those go that stand closest, by examples."""
+    named = ((path.stem.removeprefix("samples-"), path) for path in folder.glob("samples-*.png"))
+    grids = sorted((int(examples), path) for examples, path in named if examples.isdecimal())
+    while len(grids) > MAX_GRIDS:
+        closest = min(range(1, len(grids) - 1), key=lambda i: grids[i + 1][0] - grids[i - 1][0])
+        grids.pop(closest)[1].unlink(missing_ok=True)
 
 
 def _samples(trainer: Trainer) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+ALL_PICTURES = 64
 APART = {"kind", "time", "step", "examples"}
 
 
@@ -16,6 +17,7 @@ class TensorBoardLog:
 
     def __init__(self, folder: Path, step: int) -> None:
         """Events of a part of the run that was lost, from `step` on, are hidden from view."""
+        self._pictures = 0
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def stepped(self, figures: dict[str, float], examples: int) -> None:
@@ -32,7 +34,11 @@ class TensorBoardLog:
         """A state was saved: the log says so."""
 
     def pictured(self, name: str, picture: np.ndarray, step: int) -> None:
-        """A picture uint8 [H, W, 3] was drawn."""
+        """A picture uint8 [H, W, 3] was drawn. The first ones are all kept, then half as many of each further doubling."""
+        every = 1 << (self._pictures // ALL_PICTURES).bit_length()
+        self._pictures += 1
+        if (self._pictures - 1) % every:
+            return
         self._writer.add_image(name, picture, step, dataformats="HWC")
         self._writer.flush()
 

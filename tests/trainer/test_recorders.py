@@ -6,6 +6,7 @@ import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,7 +19,7 @@ from trainer.fit_command import LogLines
 from trainer.look import look, read_log
 from trainer.presets import Preset
 from trainer.sources import NeighborSource
-from trainer.tensorboard_log import TensorBoardLog
+from trainer.tensorboard_log import ALL_PICTURES, TensorBoardLog
 from trainer.training_metrics import TrainingMetrics
 
 EACH_STEP = Schedule(log_every_s=0.0, evaluate_every_s=1e9, save_every_s=1e9, save_every_steps=2)
@@ -50,6 +51,18 @@ def test_tensorboard_reads_the_run(prepared: Prepared, tiny: Preset, tmp_path: P
         read.Tags()["scalars"]
     )
     assert [image.step for image in read.Images("samples")] == [2, 4]
+
+
+def test_pictures_of_a_long_run_grow_rarer(tmp_path: Path) -> None:
+    board = TensorBoardLog(tmp_path, 0)
+    for step in range(1000):
+        board.pictured("samples", np.zeros((2, 2, 3), np.uint8), step)
+    board.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
+    steps = [event.step for event in events.Reload().Images("samples")]
+    assert steps[:ALL_PICTURES] == list(range(ALL_PICTURES))
+    doubling = ALL_PICTURES // 2
+    assert len(steps) == ALL_PICTURES + sum(-(-min(2**k, 1000 - 2**k) * doubling // 2**k) for k in range(6, 10))
 
 
 def test_prometheus_is_told_of_steps_states_and_losses(

@@ -91,7 +91,7 @@ async def opened(
                 cancel_grace_s=settings.cancel_grace_s,
             )
         )
-        exports = await asyncio.to_thread(Exports, folders)
+        exports = await asyncio.to_thread(partial(Exports, folders, log_bytes=settings.log_bytes))
         RunMetrics(runs, folders.run, registry)
         loops = {kind: _loop(runs, kind, settings) for kind in executors}
         exporting = Repeating("exports", exports.reconcile, pause_s=settings.poll_s)
@@ -110,7 +110,9 @@ def _executors(settings: TrainerSettings) -> dict[ExecutorKind, Executor]:
     executors: dict[ExecutorKind, Executor] = {}
     folders, cluster = settings.folders(), settings.cluster()
     if settings.local_runs:
-        executors[ExecutorKind.LOCAL] = LocalRuns(folders, max_runs=settings.max_runs, grace_s=settings.cancel_grace_s)
+        executors[ExecutorKind.LOCAL] = LocalRuns(
+            folders, max_runs=settings.max_runs, grace_s=settings.cancel_grace_s, log_bytes=settings.log_bytes
+        )
     if cluster is not None:
         api = KubernetesApi(
             cluster.namespace, kubeconfig=settings.kubernetes_config, timeout_s=settings.kubernetes_timeout_s

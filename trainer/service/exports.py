@@ -18,6 +18,7 @@ from typing import Any
 
 from common.files import write_json
 from common.service.errors import FailedPrecondition, InvalidArgument, Unavailable
+from trainer.service.bounded_log import MAX_BYTES
 from trainer.service.commands import export_command
 from trainer.service.local_process import Ending, LocalProcess
 from trainer.service.request_ids import MAX_REQUESTS, canonical
@@ -79,8 +80,9 @@ class ExportRecord:
 class Exports:
     """The newest export of each run; may be asked on any thread."""
 
-    def __init__(self, folders: Folders) -> None:
-        """Read what there is."""
+    def __init__(self, folders: Folders, *, log_bytes: int = MAX_BYTES) -> None:
+        """Read what there is. Of what an export says `log_bytes` are kept."""
+        self._log_bytes = log_bytes
         self.on_change: Callable[[], object] = lambda: None
         """Told that `reconcile` has something to do."""
         self._folders = folders
@@ -215,7 +217,9 @@ class Exports:
     def _process(self, record: ExportRecord) -> LocalProcess:
         if record.token not in self._processes:
             folder = self._folders.run(record.run) / FOLDER / EXPORT_FOLDER
-            self._processes = {record.token: LocalProcess(folder, record.token)}  # one at a time
+            self._processes = {
+                record.token: LocalProcess(folder, record.token, log_bytes=self._log_bytes)
+            }  # one at a time
         return self._processes[record.token]
 
     def _change(self, record: ExportRecord, **changes: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.service.attempt import ENDED, IS_LOCKED, OUTPUT, PROCESS
+from trainer.service.attempt import ENDED, IS_LOCKED, PROCESS
+from trainer.service.bounded_log import MAX_BYTES, last_bytes
 from trainer.service.processes import MARK, ProcessId, is_alive, marked, send, sweep
 
 LAUNCH_LOG = "launch.log"
 TAIL_LINES, TAIL_BYTES = 20, 4096
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey what it is shown
 _QUIET = {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}  # bars are no lines; what is said is read at once
 
 
@@ -48,8 +51,10 @@ class Ending:
 class LocalProcess:
     """One command in one folder, known by a mark; whoever makes another of these finds the same command."""
 
-    def __init__(self, folder: Path, token: str) -> None:
+    def __init__(self, folder: Path, token: str, *, log_bytes: int = MAX_BYTES) -> None:
+        """`log_bytes`: kept of what it says."""
         self.folder = folder
+        self._log_bytes = log_bytes
         self._token = token
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -63,7 +68,7 @@ class LocalProcess:
         path = os.pathsep.join(filter(None, (os.getcwd(), *sys.path)))
         with (self.folder / LAUNCH_LOG).open("wb") as log:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "trainer.service.attempt", str(self.folder), *command],
+                [sys.executable, "-m", "trainer.service.attempt", str(self.folder), str(self._log_bytes), *command],
                 env=os.environ | _QUIET | {"PYTHONPATH": path, MARK: self._token},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -108,14 +113,14 @@ class LocalProcess:
 
     def tail(self) -> str:
         """The last lines that it said."""
-        for name in (OUTPUT, LAUNCH_LOG):
-            with suppress(OSError), (self.folder / name).open("rb") as stream:
-                size = stream.seek(0, os.SEEK_END)
-                stream.seek(max(0, size - TAIL_BYTES))
-                lines = stream.read().decode(errors="replace").split("\n")
-                said = [line.rpartition("\r")[2] for line in lines if line.strip()]
-                if said:
-                    return "\n".join(said[-TAIL_LINES:])
+        launched = b""
+        with suppress(OSError):
+            launched = (self.folder / LAUNCH_LOG).read_bytes()[-TAIL_BYTES:]
+        for found in (last_bytes(self.folder, TAIL_BYTES), launched):
+            lines = found.decode(errors="replace").split("\n")
+            said = [line.rpartition("\r")[2] for line in lines if line.strip()]
+            if said:
+                return _CONTROL.sub("?", "\n".join(said[-TAIL_LINES:]))
         return ""
 
     def _read(self, name: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.service.bounded_log import MAX_BYTES
 from trainer.service.commands import fit_arguments, local_command
 from trainer.service.executor import ExecutorAway, Observed, Phase
 from trainer.service.local_process import Ending, LocalProcess
@@ -10,9 +11,13 @@ from trainer.service.spec_rules import Folders
 
 
 class LocalRuns:
-    """At most `max_runs` at once; 0: any number. The ranks of one get `grace_s` to save their state."""
+    """At most `max_runs` at once; 0: any number. The ranks of one get `grace_s` to save their state.
 
-    def __init__(self, folders: Folders, *, max_runs: int, grace_s: float) -> None:
+    Of what a run says `log_bytes` are kept.
+    """
+
+    def __init__(self, folders: Folders, *, max_runs: int, grace_s: float, log_bytes: int = MAX_BYTES) -> None:
+        self._log_bytes = log_bytes
         self.max_runs = max_runs
         self._grace_s = grace_s
         self._folders = folders
@@ -62,6 +67,6 @@ class LocalRuns:
     def _process(self, record: RunRecord) -> LocalProcess:
         token, process = self._processes.get(record.name, ("", None))
         if process is None or token != record.token:
-            process = LocalProcess(self._folders.run(record.name) / FOLDER, record.token)
+            process = LocalProcess(self._folders.run(record.name) / FOLDER, record.token, log_bytes=self._log_bytes)
             self._processes[record.name] = record.token, process
         return process

@@ -9,10 +9,12 @@ from typing import Literal
 
 from common.service.config import ConfigError, setting
 from common.service.server import ServerSettings
+from trainer.service.bounded_log import MAX_BYTES
 from trainer.service.kubernetes_manifests import Cluster
 from trainer.service.run_spec import ExecutorKind
 from trainer.service.spec_rules import Folders
 
+LEAST_LOG_BYTES = 64 << 10
 PREFIX = "REIMAGEN_TRAINER_"
 _POSITIVE = ("poll_s", "kubernetes_poll_s", "kubernetes_timeout_s")
 _AT_LEAST_0 = ("max_runs", "cancel_grace_s", "kubernetes_cpus", "kubernetes_memory_bytes", "kubernetes_gpus")
@@ -71,6 +73,10 @@ class TrainerSettings(ServerSettings, ClusterSettings):
     cancel_grace_s: float = setting(
         default=120.0, help="seconds that a cancelled run gets to save its state before it is killed"
     )
+    log_bytes: int = setting(
+        default=MAX_BYTES,
+        help="bytes on disk of what a local run (its newest attempt) or an export says: its beginning and its end",
+    )
     poll_s: float = setting(default=0.5, help="seconds between looks at what local runs do and write")
 
     def check(self) -> None:
@@ -79,6 +85,8 @@ class TrainerSettings(ServerSettings, ClusterSettings):
             value, least = getattr(self, name), "positive" if name in _POSITIVE else "0 or more"
             if not 0 <= value < math.inf or (name in _POSITIVE and not value):
                 raise ConfigError(f"--{name.replace('_', '-')}: {value} is not {least}")
+        if self.log_bytes < LEAST_LOG_BYTES:
+            raise ConfigError(f"--log-bytes: {self.log_bytes} is not {LEAST_LOG_BYTES} or more")
         for name in ("data", "weights"):
             folder = getattr(self, name)
             if folder.exists() and not folder.is_dir():
