@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ _MAX_UNIX_PATH_BYTES = 107  # sun_path of sockaddr_un is 108 bytes on Linux, wit
 _FLUSH_S = 0.1
 _BACKSTOP = 2  # times the largest request that is taken
 _MAX_PORT = 65535
+_MAX_AGE_S = 86_400
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Opened = Callable[[grpc.aio.Server], AbstractAsyncContextManager[Sequence[str]]]
@@ -48,6 +50,11 @@ class ServerSettings:
     max_response_bytes: int = setting(default=256 << 20, help="largest response sent, in bytes")
     default_deadline_s: float = setting(default=0.0, help="seconds that a call without a deadline gets; 0: no limit")
     max_deadline_s: float = setting(default=0.0, help="seconds that any call gets at most; 0: no limit")
+    max_connection_age_s: float = setting(
+        default=0.0,
+        help="seconds after which a connection takes no new calls, so that its client looks names up and finds new replicas;"
+        " calls under way end on it (gRPC, proposal A9); 0: for good",
+    )
     drain_delay_s: float = setting(
         default=0.0, help="seconds after SIGTERM in which calls are still taken while health says NOT_SERVING"
     )
@@ -140,6 +147,7 @@ async def serve(
             # Without this a second server on the same port starts well and takes half of the calls.
             ("grpc.so_reuseport", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", 20_000),  # a client may ping while it waits in line
+            *_connection_age(settings.max_connection_age_s),
         ),
     )
     checker = health or Health()
@@ -181,6 +189,12 @@ def die_with_parent(parent_pid: int) -> None:
             raise OSError(number, os.strerror(number), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:  # asked after prctl: a parent that ends from now on is noticed
         raise ConfigError(f"--parent-pid: {parent_pid} did not start this process, or has ended")
+
+
+def _connection_age(seconds: float) -> list[tuple[str, int]]:
+    if not 0 <= seconds <= _MAX_AGE_S:
+        raise ConfigError(f"max_connection_age_s: {seconds} is not between 0 and {_MAX_AGE_S}")
+    return [("grpc.max_connection_age_ms", math.ceil(1000 * seconds))] if seconds else []
 
 
 def _bind(server: grpc.aio.Server, settings: ServerSettings) -> tuple[str, str]:

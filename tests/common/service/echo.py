@@ -33,6 +33,8 @@ async def echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, "by hand")
         case b"slow":
             await asyncio.sleep(0.3)
+        case b"peer":
+            return context.peer().encode()
         case b"own timeout":
             raise TimeoutError
     return request

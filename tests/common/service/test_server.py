@@ -46,6 +46,47 @@ def test_it_serves_only_when_open(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+def test_old_connections_take_no_new_calls_and_end_those_they_have(tmp_path: Path) -> None:
+    """What makes clients of a headless service find replicas that are new."""
+
+    async def test(host: Host) -> None:
+        async with host.running():
+            await host.open()
+            async with grpc.aio.insecure_channel(host.address) as channel:
+                echo = channel.unary_unary(f"/{NAME}/Echo")
+                peers = set()
+                for _ in range(8):
+                    slow = asyncio.ensure_future(echo(b"slow"))  # 0.3 s: longer than a connection's age
+                    peers.add(await echo(b"peer"))
+                    assert await slow == b"slow"
+                assert len(peers) >= 4
+
+    run(tmp_path, test, address="127.0.0.1:0", max_connection_age_s=0.1)
+
+
+def test_a_connection_serves_for_good_unless_told_otherwise(tmp_path: Path) -> None:
+    async def test(host: Host) -> None:
+        async with host.running():
+            await host.open()
+            async with grpc.aio.insecure_channel(host.address) as channel:
+                echo = channel.unary_unary(f"/{NAME}/Echo")
+                first = await echo(b"peer")
+                await echo(b"slow")
+                assert await echo(b"peer") == first
+
+    run(tmp_path, test, address="127.0.0.1:0")
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 1e9, float("nan")])
+def test_an_age_that_cannot_be_is_refused(tmp_path: Path, seconds: float) -> None:
+    async def test(host: Host) -> None:
+        with pytest.raises(ConfigError, match="max_connection_age_s"):
+            async with host.running():
+                await host.open()
+
+    run(tmp_path, test, max_connection_age_s=seconds)
+
+
 def test_errors_are_statuses_and_give_nothing_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test(host: Host) -> None:
         async with host.running() as channel:
