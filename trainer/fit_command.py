@@ -28,7 +28,7 @@ from trainer.fit import Recorder, Schedule, Trainer, open_run
 from trainer.loader import Loader
 from trainer.look import look
 from trainer.presets import Preset
-from trainer.publish import check_replaced, publish
+from trainer.publish import check_replaced, differences, publish
 from trainer.run_folder import code_digest, describe
 from trainer.sources import CropSource, NeighborSource, Source
 from trainer.tensorboard_log import TensorBoardLog
@@ -106,8 +106,8 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
         trainer, skipped = open_run(row, open_source(row, prepared), flags.run, device, flags.start_from, ranks)
         for line in skipped:
             logging.warning("passed over: %s", line)
-        if flags.weights and not flags.replace:  # before the work, where its end is known; `publish` checks again
-            check_replaced(flags.weights, row.stage, _end(trainer, flags.examples))
+        if flags.weights and not flags.replace:  # before the work; `publish` checks again
+            check_replaced(flags.weights, row.stage, _surely_seen(trainer, flags), row.unet)
         trainer.loader = _loader(flags, on_gpu=device.type == "cuda")
         if ranks.world > 1:
             trainer.watchdog = open_watchdog(ranks, flags.hang_timeout, environment)
@@ -124,6 +124,17 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
                 print(path)
         if trainer.hurried:
             sys.exit(128 + (trainer.signalled or signal.SIGTERM))  # another rank was sent it
+
+
+def _surely_seen(trainer: Trainer, flags: argparse.Namespace) -> int:
+    """Examples that the weights will have seen that the run publishes.
+
+    One that time ends may get as far as its end, unless what is published is of another architecture: such a run does not
+    count on from there, and has all of that before it.
+    """
+    row = trainer.preset
+    begins_anew = flags.seconds is not None and differences(flags.weights, row.stage, row.unet)
+    return trainer.state.examples if begins_anew else _end(trainer, flags.examples)
 
 
 def _end(trainer: Trainer, examples: int | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.checkpoint import publish_stage
+from common.unet.config import UNetConfig
 from trainer.fit import Trainer
 from trainer.look import read_log
 from trainer.parity import check_parity
@@ -44,7 +46,7 @@ def publish(
     average = average if average is not None else state.average
     examples = state.examples - (state.step - step) * preset.batch
     if not replace:
-        check_replaced(weights, preset.stage, examples)
+        check_replaced(weights, preset.stage, examples, preset.unet)
     held_out: dict[str, Any] = next((e for e in reversed(read_log(trainer.folder)) if e["kind"] == "held_out"), {})
     trained = {
         "preset": preset.name,
@@ -57,27 +59,44 @@ def publish(
     return publish_stage(weights, preset.stage, preset.unet, average, trained, dtype=dtype)
 
 
-def check_replaced(weights: Path, size: int, examples: int) -> None:
-    """Refuse to put weights that saw `examples` in the place of published ones that saw more.
+def check_replaced(weights: Path, size: int, examples: int, unet: UNetConfig) -> None:
+    """Refuse to put weights of `unet` that saw `examples` in the place of published ones that saw more.
 
     Raises:
-        ValueError: they did.
+        ValueError: they did; the message names what differs where they are of another architecture.
     """
-    there = published_examples(weights, size)
-    if there > examples:
-        raise ValueError(
-            f"--weights: {weights} holds a unet_{size} that saw {there:,} examples, and this one {examples:,}: "
-            "publish to another folder, or say --replace"
-        )
+    there, _ = published(weights, size)
+    if there <= examples:
+        return
+    strange = differences(weights, size, unet)
+    raise ValueError(
+        f"--weights: {weights} holds a unet_{size} that saw {there:,} examples, and this one {examples:,}: "
+        "publish to another folder, or say --replace"
+        + (f" (they are of another architecture: {'; '.join(strange)})" if strange else "")
+    )
 
 
-def published_examples(weights: Path, size: int) -> int:
-    """Examples that a folder's stage saw; 0 where there is none, or what is there does not say."""
+def published(weights: Path, size: int) -> tuple[int, dict[str, Any]]:
+    """Examples that a folder's stage saw, and its architecture; 0 where there is none, or what is there does not say."""
     path = weights / f"unet_{size}.safetensors"
     if not path.is_file():
-        return 0
+        return 0, {}
     try:
         with safe_open(path, framework="pt") as file:
-            return int(json.loads((file.metadata() or {})["trained"])["examples"])
+            header = file.metadata() or {}
+        return int(json.loads(header["trained"])["examples"]), dict(json.loads(header.get("unet", "{}")))
     except (SafetensorError, KeyError, TypeError, ValueError):
-        return 0
+        return 0, {}
+
+
+def differences(weights: Path, size: int, unet: UNetConfig) -> list[str]:
+    """What of a published stage's architecture is not as in `unet`: names, with both values; none where there is no stage."""
+    _, architecture = published(weights, size)
+    with suppress(ValueError, KeyError, TypeError):  # as it reads now what was written before some names were there
+        architecture = UNetConfig.from_json(architecture).to_json()
+    theirs, ours = (json.loads(json.dumps(each)) for each in (architecture, unet.to_json()))
+    return [
+        f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'unknown')} here"
+        for name in sorted({*theirs, *ours})
+        if theirs and theirs.get(name) != ours.get(name)
+    ]

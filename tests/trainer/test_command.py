@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from common.checkpoint import load_stage
+from common.checkpoint import load_stage, publish_stage
+from common.unet.unet import UNet
 from trainer.__main__ import main
 from trainer.dataset import open_prepared
 from trainer.presets import preset
@@ -63,6 +65,25 @@ def test_weights_that_saw_more_are_replaced_only_where_it_is_said(
     publishing = ["publish", "--preset", "tiny-256", "--data", str(data), "--run", str(run), "--weights", str(weights)]
     assert main(publishing) == 2 and main([*publishing, "--replace"]) == 0
     assert load_stage(weights, 256).trained["examples"] == 4
+
+
+def test_weights_of_another_architecture_are_told_before_the_work(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that begins from what fits of them counts from 0, and that its time will do is not known."""
+    weights, run, row = tmp_path / "weights", tmp_path / "run", preset("tiny-256")
+    theirs = replace(row.unet, widths=(16, 40), consistent=True)
+    publish_stage(weights, 256, theirs, UNet(theirs).state_dict(), {"step": 2, "examples": 60})
+    demo = ("--start-from", str(weights), "--weights", str(weights), "--seconds", "0")
+    assert fit(data, run, *demo) == 2
+    said = capsys.readouterr().err
+    assert "unet_256 that saw 60 examples, and this one 0: publish to another folder, or say --replace" in said
+    assert (
+        "(they are of another architecture: consistent is True there and False here; widths is [16, 40] there" in said
+    )
+    assert not list(run.glob("state-*")), "before the work"
+    assert fit(data, run, *demo, "--replace") == 0
+    assert (load_stage(weights, 256).trained["examples"], load_stage(weights, 256).unet.config) == (4, row.unet)
 
 
 def test_a_run_goes_on_with_the_corpus_that_it_began_with(
