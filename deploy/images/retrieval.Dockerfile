@@ -16,18 +16,18 @@ ARG LOCK=retrieval
 RUN sh /build/python-packages.sh "/build/${LOCK}.lock" /opt/reimagen
 COPY deploy/images/product.sh /build/
 COPY proto /build/proto
-COPY LICENSE NOTICE /srv/reimagen/
-COPY common /srv/reimagen/common
-COPY client /srv/reimagen/client
-COPY retrieval_svc /srv/reimagen/retrieval_svc
-COPY deploy/__init__.py /srv/reimagen/deploy/
-COPY deploy/k8s /srv/reimagen/deploy/k8s
-RUN ["sh", "/build/product.sh", "/build/proto", "/srv/reimagen", "/opt/reimagen"]
+COPY LICENSE NOTICE /opt/product/
+COPY common /opt/product/common
+COPY client /opt/product/client
+COPY retrieval_svc /opt/product/retrieval_svc
+COPY deploy/__init__.py /opt/product/deploy/
+COPY deploy/k8s /opt/product/deploy/k8s
+RUN ["sh", "/build/product.sh", "/build/proto", "/opt/product", "/opt/reimagen"]
 
 FROM scratch
 COPY --from=build /image /
 COPY --from=build /opt/reimagen /opt/reimagen
-COPY --from=build /srv/reimagen /srv/reimagen
+COPY --from=build /opt/product /opt/product
 ARG DEBIAN_DIGEST
 ARG VERSION=unknown
 ARG REVISION=unknown
@@ -46,7 +46,7 @@ ENV PATH=/opt/reimagen/bin \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     REIMAGEN_RETRIEVAL_REVISION=${REVISION}
-WORKDIR /srv/reimagen
+WORKDIR /opt/product
 USER 10001:10001
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["python", "-m", "retrieval_svc"]

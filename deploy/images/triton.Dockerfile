@@ -11,16 +11,16 @@ ARG LOCK=triton
 RUN sh /build/python-packages.sh "/build/${LOCK}.lock" /opt/reimagen
 COPY deploy/images/product.sh /build/
 COPY proto /build/proto
-COPY LICENSE NOTICE /srv/reimagen/
-COPY common /srv/reimagen/common
-COPY generator_svc /srv/reimagen/generator_svc
-COPY deploy/__init__.py /srv/reimagen/deploy/
-COPY deploy/k8s /srv/reimagen/deploy/k8s
-RUN ["sh", "/build/product.sh", "/build/proto", "/srv/reimagen", "/opt/reimagen"]
+COPY LICENSE NOTICE /opt/product/
+COPY common /opt/product/common
+COPY generator_svc /opt/product/generator_svc
+COPY deploy/__init__.py /opt/product/deploy/
+COPY deploy/k8s /opt/product/deploy/k8s
+RUN ["sh", "/build/product.sh", "/build/proto", "/opt/product", "/opt/reimagen"]
 
 FROM nvcr.io/nvidia/tritonserver:26.07-py3@${TRITON_DIGEST}
 COPY --from=build /opt/reimagen /opt/reimagen
-COPY --from=build /srv/reimagen /srv/reimagen
+COPY --from=build /opt/product /opt/product
 ARG TRITON_DIGEST
 ARG VERSION=unknown
 ARG REVISION=unknown
@@ -38,7 +38,7 @@ ENV PATH=/opt/reimagen/bin:/opt/tritonserver/bin:/usr/local/nvidia/bin:/usr/loca
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
-WORKDIR /srv/reimagen
+WORKDIR /opt/product
 USER 10001:10001
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tritonserver"]

@@ -7,10 +7,10 @@ import importlib.metadata
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -43,12 +43,13 @@ def steps(recipe: str) -> list[Step]:
     return found
 
 
-def recipe_faults(recipe: str, *, user: str, modules: tuple[str, ...]) -> list[str]:
+def recipe_faults(recipe: str, *, user: str, modules: tuple[str, ...], mounts: Collection[str] = ()) -> list[str]:
     """What a Dockerfile does not keep of the promises of deploy/k8s/README.md, "What an image has to bring".
 
     Args:
         user: UID:GID of the pods that run it.
         modules: `package` or `package.module` that their commands start.
+        mounts: where they mount something.
     """
     told = steps(recipe)
     last = max(step.stage for step in told)
@@ -77,7 +78,15 @@ def recipe_faults(recipe: str, *, user: str, modules: tuple[str, ...]) -> list[s
             faults.append(f"{module} is not copied")
     if any(step.word in ("ENTRYPOINT", "CMD") and not _is_list(step.rest) for step in final):
         faults.append("ENTRYPOINT or CMD wants a shell")
-    return faults
+    return faults + [f"a pod mounts {mount} over {place}" for mount in mounts for place in hidden(final, mount)]
+
+
+def hidden(final: Sequence[Step], mount: str) -> Iterator[str]:
+    """What of an image's own a mount of this path would hide."""
+    for step in final:
+        place = step.rest.split()[-1]
+        if step.word == "COPY" and place != "/" and PurePosixPath(place).is_relative_to(mount):
+            yield place
 
 
 def _is_list(text: str) -> bool:

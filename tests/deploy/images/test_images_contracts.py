@@ -26,9 +26,9 @@ STARTED = {
 CLIP = ("torch", "transformers")  # of `retrieval-clip`; without it, retrieval starts no worker that imports them
 
 
-def wanted() -> dict[str, tuple[set[str], set[str]]]:
-    """Image -> UID:GID of the pods that run it, modules that their commands and probes start."""
-    found: dict[str, tuple[set[str], set[str]]] = {}
+def wanted() -> dict[str, tuple[set[str], set[str], set[str]]]:
+    """Image -> UID:GID of the pods that run it, modules that their commands and probes start, where they mount something."""
+    found: dict[str, tuple[set[str], set[str], set[str]]] = {}
     for overlay in (*OVERLAYS, OTHERWISE):
         manifests = stack(overlay)
         for pod in (*pods(manifests), *train_job_pods(manifests)):
@@ -36,9 +36,10 @@ def wanted() -> dict[str, tuple[set[str], set[str]]]:
                 image = container["image"].partition("reimagen/")[2].partition("@")[0].partition(":")[0]
                 if not image:
                     continue
-                users, modules = found.setdefault(image, (set(), set()))
+                users, modules, mounts = found.setdefault(image, (set(), set(), set()))
                 context = pod.spec["securityContext"]
                 users.add(f"{context['runAsUser']}:{context['runAsGroup']}")
+                mounts |= {mount["mountPath"] for mount in container.get("volumeMounts", ())}
                 commands = [container.get("command", [])]
                 commands += [
                     probe["exec"]["command"]
@@ -79,9 +80,9 @@ def test_every_image_of_the_manifests_has_a_dockerfile() -> None:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_a_dockerfile_brings_what_the_manifests_want(image: str) -> None:
-    users, modules = WANTED.get(image, ({"10001:10001"}, set()))
+    users, modules, mounts = WANTED.get(image, ({"10001:10001"}, set(), set()))
     (user,) = users
-    assert recipe_faults(dockerfile(image).read_text(), user=user, modules=tuple(modules)) == []
+    assert recipe_faults(dockerfile(image).read_text(), user=user, modules=tuple(modules), mounts=mounts) == []
 
 
 @pytest.mark.parametrize(
@@ -92,16 +93,21 @@ def test_a_dockerfile_brings_what_the_manifests_want(image: str) -> None:
         ("FROM scratch", "FROM scratch\nRUN true", "shell"),
         ("USER 10001:10001", "USER root", "USER"),
         ('ENTRYPOINT ["python", "-m", "retrieval_svc"]', "ENTRYPOINT python -m retrieval_svc", "shell"),
-        ("COPY deploy/k8s /srv/reimagen/deploy/k8s", "", "deploy.k8s.snapshots is not copied"),
+        ("COPY deploy/k8s /opt/product/deploy/k8s", "", "deploy.k8s.snapshots is not copied"),
         ("COPY LICENSE", "ADD LICENSE", "ADD"),
+        (
+            "/opt/product /opt/product",
+            "/opt/product /srv/data/product",
+            "a pod mounts /srv/data over /srv/data/product",
+        ),
         ('org.opencontainers.image.revision="${REVISION}"', 'org="x"', "revision"),
     ],
 )
 def test_a_dockerfile_that_breaks_a_promise_is_found(old: str, new: str, fault: str) -> None:
     text = dockerfile("retrieval").read_text()
     assert old in text
-    users, modules = WANTED["retrieval"]
-    faults = recipe_faults(text.replace(old, new), user=next(iter(users)), modules=tuple(modules))
+    users, modules, mounts = WANTED["retrieval"]
+    faults = recipe_faults(text.replace(old, new), user=next(iter(users)), modules=tuple(modules), mounts=mounts)
     assert any(fault in line for line in faults), faults
 
 

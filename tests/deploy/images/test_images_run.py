@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -162,7 +162,7 @@ def stack_of_images(
             for name, variables in (("retrieval", retrieval | ALONE), ("generator", generator))
         }
         for name, began in ids.items():
-            until_ready(f"127.0.0.1:{ports[name]}", lambda began=began: podman("logs", began, check=False).stderr)
+            until_ready(f"127.0.0.1:{ports[name]}", began)
         yield ids, ports
 
 
@@ -177,8 +177,8 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def until_ready(address: str, said: Callable[[], str]) -> None:
-    """Ask as the readiness probe does, until the service serves."""
+def until_ready(address: str, began: str) -> None:
+    """Ask as the readiness probe does, until the service of a container serves."""
     end = time.monotonic() + START_TIMEOUT_S
     asked = health_pb2.HealthCheckRequest(service="readiness")
     with grpc.insecure_channel(address) as channel:
@@ -188,7 +188,8 @@ def until_ready(address: str, said: Callable[[], str]) -> None:
                     return
             except grpc.RpcError:
                 pass
-            assert time.monotonic() < end, said()[-4000:]
+            running = podman("inspect", "--format", "{{.State.Running}}", began).stdout.strip() == "true"
+            assert running and time.monotonic() < end, podman("logs", began, check=False).stderr[-4000:]
             time.sleep(0.5)
 
 
@@ -240,7 +241,7 @@ def test_a_trainer_answers_under_the_constraints_of_its_pod(tmp_path: Path) -> N
     }
     mounts = [f"{tmp_path}/config:/etc/cluster:ro"]
     with container(built("trainer"), pod("trainer"), tmp_path / "mounted", variables=variables, mounts=mounts) as began:
-        until_ready(f"127.0.0.1:{port}", lambda: podman("logs", began, check=False).stderr)
+        until_ready(f"127.0.0.1:{port}", began)
         done = subprocess.run(
             [sys.executable, "-m", "client", "train", "list", f"--trainer=127.0.0.1:{port}"],
             cwd=ROOT,
