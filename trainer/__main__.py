@@ -1,4 +1,4 @@
-"""`python -m trainer corpus | prepare | knn | fit | publish | fit-clip | serve`: a corpus becomes weights that serve."""
+"""`python -m trainer corpus | prepare | knn | fit-readers | fit | publish | fit-clip | serve`: from a corpus to weights."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from trainer.knn_command import add_corpus_flags, add_knn_flags, ask_for_neighbo
 from trainer.knn_lookup import LookupFailed
 from trainer.presets import PRESETS, Preset, preset
 from trainer.publish import publish
+from trainer.readers_command import add_readers_flags, fit_readers
 from trainer.snapshots import average_of_length
 from trainer.state import uses_bfloat16
 
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command("corpus", "write a knowledge base as a corpus that can be prepared and trained on", _corpus)
     )
     add_knn_flags(command("knn", "ask the retrieval service for every pair's neighbors, once", _knn))
+    add_readers_flags(command("fit-readers", "train the readers of captions by themselves; begins a run", fit_readers))
     fitting = command("fit", "train a preset, resuming what its run folder holds", _fit)
     publishing = command("publish", "write a run's averaged weights for serving", _publish)
     for made in (fitting, publishing):

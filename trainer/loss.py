@@ -84,14 +84,24 @@ def preference_loss(unet: UNet, batch: Batch, condition: Condition) -> Tensor:
     assert unet.preference is not None
     if not condition.neighbor_mask.shape[1]:
         return batch.x0.new_zeros(())
-    laid = over_ground(
-        place_layers(condition.pictures, batch.placement, (batch.x0.shape[2], batch.x0.shape[3])),
-        batch.placement[:, 4:] + 1.0,
-    )
-    far = (laid - batch.x0[:, None]).square().mean((2, 3, 4)).masked_fill(~condition.neighbor_mask, float("inf"))
     scores = unet.preference.score(condition.asked, condition.offered)
-    losses = F.cross_entropy(scores.masked_fill(~condition.neighbor_mask, -1e4), far.argmin(1), reduction="none")
-    return (losses * (batch.keep_text & (condition.neighbor_mask.sum(1) > 1))).mean()
+    mask = condition.neighbor_mask
+    losses = F.cross_entropy(
+        scores.masked_fill(~mask, -1e4), nearest_of(batch, condition.pictures, mask), reduction="none"
+    )
+    return (losses * (batch.keep_text & (mask.sum(1) > 1))).mean()
+
+
+def nearest_of(batch: Batch, layers: Tensor, mask: Tensor) -> Tensor:
+    """Which neighbor, laid at the picture's true place on its true ground, is nearest to each picture [B].
+
+    Args:
+        layers: the neighbors of each picture, cut out [B, K, 4, h, w]; mask [B, K], true where there is one.
+    """
+    size = (batch.x0.shape[2], batch.x0.shape[3])
+    laid = over_ground(place_layers(layers, batch.placement, size), batch.placement[:, 4:] + 1.0)
+    far = (laid - batch.x0[:, None]).square().mean((2, 3, 4))
+    return far.masked_fill(~mask, float("inf")).argmin(1)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from trainer.look import MAX_GRIDS, thin_out
+from trainer.service.attempt import PROCESS
 from trainer.service.bounded_log import BEFORE, BEGINNING, NEWEST, BoundedLog, last_bytes
 from trainer.service.local_process import TAIL_LINES, Ending, LocalProcess
 
@@ -91,7 +92,9 @@ def test_what_is_left_behind_with_the_pipe_does_not_hold_up_the_end(tmp_path: Pa
 
 def test_a_terminal_obeys_nothing_that_a_run_says(tmp_path: Path) -> None:
     BoundedLog(tmp_path, 3000).write("a\x1b[2Jb\x07 \u00e9\tc\n".encode())
+    (tmp_path / PROCESS).write_text('{"token": "a", "pid": 1, "start_ticks": 0, "boot_id": ""}')
     assert LocalProcess(tmp_path, "a").tail() == "a?[2Jb? \u00e9\tc"
+    assert LocalProcess(tmp_path, "b").tail() == "", "which has not begun to say anything"
 
 
 def test_sample_grids_thin_out(tmp_path: Path) -> None:

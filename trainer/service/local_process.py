@@ -116,7 +116,8 @@ class LocalProcess:
         launched = b""
         with suppress(OSError):
             launched = (self.folder / LAUNCH_LOG).read_bytes()[-TAIL_BYTES:]
-        for found in (last_bytes(self.folder, TAIL_BYTES), launched):
+        has_begun = self.process() is not None  # else what is there was said by the command before
+        for found in (last_bytes(self.folder, TAIL_BYTES) if has_begun else b"", launched):
             lines = found.decode(errors="replace").split("\n")
             said = [line.rpartition("\r")[2] for line in lines if line.strip()]
             if said:
