@@ -165,8 +165,7 @@ def super_resolution_batch(
 ) -> Batch:
     """A batch of a super-resolution stage from uint8 crops [B, side, side, 3]; the input is the crop, shrunk."""
     size, low = len(crops), side // preset.unet.scale
-    # One crop in ten is given a clean input: sampling may leave the input as it is.
-    low_t = train_augmentation * rng.random(size, np.float32) * (rng.random(size) >= 0.1)
+    low_t = train_augmentation * rng.random(size, np.float32) * (rng.random(size) >= preset.clean_share)
     none = torch.zeros(size, 0, dtype=torch.bool)
     return Batch(
         x0=_images(crops),

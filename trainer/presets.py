@@ -22,6 +22,8 @@ class Preset:
         neighbors: k, pairs that condition a picture.
         time_exponent: training times are u^time_exponent, u uniform: below 1, noisier pictures are seen more often.
         text_dropout, neighbor_dropout: independent probabilities of the null condition (Re-Imagen, section 3.3).
+        clean_share: of a super-resolution stage's examples, whose input is not noised: what is sampled without augmentation
+            is seen as often as it matters.
         learning_rate, warmup_steps, decay_examples: linear warm-up, constant, then 1 / sqrt past `decay_examples`.
         cooldown_examples: the last so many, over which the rate besides falls linearly to zero (Hagele et al. 2024, arXiv
             2405.18392).
@@ -57,6 +59,7 @@ class Preset:
     clip_norm: float
     total_examples: int
     seed: int
+    clean_share: float = 0.1
     cooldown_examples: int = 0
     ema_decay: float = 0.0
     ema: Literal["classic", "post-hoc"] = "classic"
@@ -128,6 +131,7 @@ _DEMO_64 = Preset(
 _DEMO_256 = replace(
     _DEMO_64,
     name="demo-256",
+    clean_share=0.5,
     stage=256,
     unet=UNetConfig(
         patch=4,

@@ -33,15 +33,17 @@ def test_the_input_is_the_crop_shrunk(prepared: Prepared, tiny_256: Preset) -> N
     np.testing.assert_array_equal(batch.low_res.movedim(1, -1).numpy(), to_unit(shrink(pixels, 4)))
 
 
-def test_augmentation_levels(prepared: Prepared, tiny_256: Preset) -> None:
-    """Uniform up to the stage's largest, and one input in ten clean."""
-    source = crops_of(prepared, tiny_256)
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_augmentation_levels(prepared: Prepared, tiny_256: Preset, share: float) -> None:
+    """Uniform up to the stage's largest, and a share of the inputs clean."""
+    source = crops_of(prepared, replace(tiny_256, clean_share=share))
     levels = torch.cat([source.batch(rng_of(0, s), 32).low_res_t for s in range(90)])
-    assert levels.min() == 0.0 and levels.max() <= SPEC.train_augmentation
-    assert 0.06 < float((levels == 0).float().mean()) < 0.15
+    assert levels.min() >= 0.0 and levels.max() <= SPEC.train_augmentation
+    assert float((levels == 0).float().mean()) == pytest.approx(share, abs=0.05)
     noisy = levels[levels > 0]
-    assert abs(float(noisy.mean()) - SPEC.train_augmentation / 2) < 0.02
-    assert float(noisy.max()) > 0.9 * SPEC.train_augmentation
+    if share < 1.0:
+        assert abs(float(noisy.mean()) - SPEC.train_augmentation / 2) < 0.02
+        assert float(noisy.max()) > 0.9 * SPEC.train_augmentation
 
 
 def test_splits_are_kept(tiny_256: Preset) -> None:
