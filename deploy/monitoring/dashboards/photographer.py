@@ -81,7 +81,7 @@ def _running(given: Demonstration, display: Display) -> Iterator[Session]:
         first_port=given.first_port,
         scrape_s=SCRAPE_S,
         rules=tuple(sorted(RULES.glob("*.yaml"))),
-        steps_between=20,
+        steps_between=10,
     )
     with session(ground, folder / f"run-{time.strftime('%Y%m%d-%H%M%S')}", display) as running:
         yield running

@@ -24,8 +24,14 @@ from deploy.monitoring.dashboards.live.stand_ins import stand_ins
 
 NUM_PORTS = 20
 PRESET, SIDE = "demo-64", 16  # of pictures so small that a step is short
-SCRAPED_S, POLL_S = 240.0, 0.2
+LOG_EVERY_S = 0.1  # shorter than the steps from one evaluation to the next, or there would be no line of them
+SCRAPED_S, LEARNT_S, POLL_S = 240.0, 300.0, 0.2
 RUN = "watched"
+LEARNT = (  # of the run, and of the training
+    "reimagen_trainer_runs_loss",
+    "reimagen_trainer_held_out_loss",
+    "reimagen_trainer_checkpoint_last_success_timestamp_seconds",
+)
 _OFFSETS = {"retrieval": 1, "generator": 3, "triton": 5, "trainer": 9}  # of the stack's metrics
 _CALLED = {"generator": 2, "retrieval": 0}
 
@@ -62,7 +68,7 @@ class Session:
     Attributes:
         generators: addresses; the first draws in Triton, the second by itself and has room for two orders.
         retrieval: address.
-        started: when Prometheus had read every target, in seconds since 1970.
+        started: when Prometheus had read every target and what both trainings learnt first, in seconds since 1970.
     """
 
     generators: tuple[str, str]
@@ -83,7 +89,7 @@ def session(ground: Ground, folder: Path, display: Display) -> Iterator[Session]
     """All of it, for as long as the block lasts.
 
     Raises:
-        ChildFailed: something does not start, or Prometheus does not read it.
+        ChildFailed: something does not start or train, or Prometheus does not read it.
         GenerationFailed: the stack draws no picture.
     """
     state = folder / "stack"
@@ -112,6 +118,8 @@ def session(ground: Ground, folder: Path, display: Display) -> Iterator[Session]
         )
         display.say("waiting for the first scrapes")
         _wait_scraped(prometheus, len(targets))
+        display.say("waiting for the first steps of the trainings, and for a held-out loss")
+        _wait_learnt(prometheus)
         yield Session(
             generators=(_address(ground, _CALLED["generator"]), _address(ground, 10)),
             retrieval=_address(ground, _CALLED["retrieval"]),
@@ -175,7 +183,7 @@ def _start_run(ground: Ground) -> None:
         data=ground.prepared.name,
         side=SIDE,
         threads=1,
-        log_every_s=1.0,
+        log_every_s=LOG_EVERY_S,
         evaluate_every_steps=ground.steps_between,
         save_every_steps=ground.steps_between,
     )
@@ -217,6 +225,15 @@ def _wait_scraped(prometheus: Prometheus, num_targets: int) -> None:
         if time.monotonic() > give_up:
             away = [address for address, said in health.items() if said != "up"]
             raise ChildFailed(f"prometheus: does not read {', '.join(away)}")
+        time.sleep(POLL_S)
+
+
+def _wait_learnt(prometheus: Prometheus) -> None:
+    """Under load a step takes twenty times as long: the first are taken before anybody asks for anything."""
+    give_up = time.monotonic() + LEARNT_S
+    while silent := [name for name in LEARNT if not prometheus.at(name, time.time())]:
+        if time.monotonic() > give_up:
+            raise ChildFailed(f"training: nothing of {', '.join(silent)}")
         time.sleep(POLL_S)
 
 
