@@ -247,6 +247,10 @@ def _newest(folder: Path, preset: Preset, skipped: dict[Path, str]) -> SavedStat
             return read_state(path, preset)
         except DamagedStateError as error:
             skipped[path] = str(error)
+        except FileNotFoundError:  # whoever trains here has saved newer ones since they were listed
+            if path.is_symlink():
+                raise
+            return _newest(folder, preset, skipped)
     if skipped:
         raise CheckpointError(
             f"run: {folder} holds states and none can be read; move them away to begin anew: {'; '.join(skipped.values())}"

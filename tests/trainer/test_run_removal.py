@@ -126,6 +126,15 @@ def test_a_folder_in_which_somebody_trains_stays(folders: Folders) -> None:
     delete(runs, "a")
 
 
+@pytest.mark.parametrize("name", ["prepared.json", "manifest.json"])
+def test_a_corpus_or_weights_are_not_deleted_with_a_run(folders: Folders, name: str) -> None:
+    runs = ended(folders)
+    (folders.run("a") / name).touch()
+    with pytest.raises(FailedPrecondition, match=name) as refused:
+        delete(runs, "a")
+    assert reason(refused) == "FOLDER_IN_USE" and (folders.run("a") / name).exists()
+
+
 def test_a_run_that_is_exported_stays_until_that_is_over(folders: Folders) -> None:
     runs, exports = ended(folders), Exports(folders)
     found = runs.get("a")  # whoever asks for an export has found the run before

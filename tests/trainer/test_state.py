@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from common.checkpoint import CheckpointError
 from common.unet.config import LATER
+from trainer import state as state_module
 from trainer.presets import Preset, preset
 from trainer.state import KEPT, RunState, load_state, new_state, resume, save_state, set_aside
 from trainer.state_file import read_tensors
@@ -128,6 +129,25 @@ def test_the_newest_of_good_states_is_resumed(tmp_path: Path, tiny: Preset) -> N
     two_states(tmp_path, tiny)
     state, skipped = resume(tmp_path, tiny, CPU)
     assert state.step == 4 and not skipped
+
+
+def test_states_that_are_replaced_while_they_are_read_give_way_to_the_newer(
+    tmp_path: Path, tiny: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export reads while the run saves."""
+    state = new_state(tiny, CPU)
+    save_state(tmp_path, state, tiny)
+    reading = state_module.read_state
+
+    def late(path: Path, preset: Preset) -> Any:
+        if path.name == "state-00000000.safetensors":
+            state.step = 2
+            save_state(tmp_path, state, tiny)
+            path.unlink()
+        return reading(path, preset)
+
+    monkeypatch.setattr(state_module, "read_state", late)
+    assert resume(tmp_path, tiny, CPU)[0].step == 2
 
 
 def test_nothing_to_resume_is_a_new_run(tmp_path: Path, tiny: Preset) -> None:

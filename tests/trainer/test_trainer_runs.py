@@ -16,7 +16,6 @@ from reimagen.trainer.v1 import trainer_pb2 as pb
 from common.service.errors import (
     AlreadyExists,
     DataLoss,
-    FailedPrecondition,
     InvalidArgument,
     NotFound,
     ServiceError,
@@ -310,39 +309,6 @@ def test_exports_that_requests_have_named_are_not_made_again(folders: Folders) -
                 service.start(run, "new", request_id)
             assert reason(refused) == "REQUEST_ID_REUSED"
         assert service.start(run, "new", named) == service.get("a") == second
-
-
-def test_an_export_that_replaces_is_another_one(folders: Folders) -> None:
-    run = opened(folders).start("a", SPEC, "")
-    (folders.run("a") / "state-1.safetensors").touch()
-    exports = Exports(folders)
-    first = exports.start(run, "old", REQUEST)
-    with pytest.raises(InvalidArgument) as refused:
-        exports.start(run, "old", REQUEST, replace=True)
-    assert reason(refused) == "REQUEST_ID_REUSED"
-    with pytest.raises(FailedPrecondition) as refused:
-        exports.start(run, "old", OTHER, replace=True)
-    assert reason(refused) == "EXPORT_UNDER_WAY"
-    exports._change(first, state=ExportState.FAILED)
-    second = exports.start(run, "old", OTHER, replace=True)
-    assert (first.replace, second.replace, Exports(folders).get("a")) == (False, True, second)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "is_known"),
-    [("weights", "../elsewhere", False), ("weights", "/etc", False), ("command", ["touch", "x"], True)],
-)
-def test_what_is_written_in_a_runs_folder_runs_nothing_and_leads_nowhere(
-    folders: Folders, name: str, value: Any, is_known: bool
-) -> None:
-    """Pods write there, too."""
-    run = opened(folders).start("a", SPEC, "")
-    (folders.run("a") / "state-1.safetensors").touch()
-    Exports(folders).start(run, "old", "")
-    path = folders.run("a") / FOLDER / EXPORT
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
-    found = Exports(folders).get("a")
-    assert (found is not None) == is_known and not hasattr(found, "command")
 
 
 def test_a_run_that_cannot_be_written_down_is_not_started(folders: Folders) -> None:

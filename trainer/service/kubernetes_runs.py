@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.service.commands import fit_arguments
 from trainer.service.executor import ExecutorAway, ExecutorError, Observed, Phase
-from trainer.service.kubernetes_api import Kind, KubernetesApi
+from trainer.service.kubernetes_api import MAX_SAID, Kind, KubernetesApi
 from trainer.service.kubernetes_manifests import (
     TOKEN,
     Cluster,
@@ -88,6 +88,7 @@ class KubernetesRuns:
         if succeeded:
             return over
         reason = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
+        reason = reason[:MAX_SAID]
         last = self._api.last_words(self._kind, job_name(record), LAST_LINES)
         return replace(over, error="\n".join(filter(None, (reason, last.said))), exit_code=last.exit_code)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.files import sync_folder
 from common.service.errors import FailedPrecondition
+from trainer.service.spec_rules import OF_OTHERS
 
 SUFFIX = ".deleted"
 LOCK = "lock"  # of a run's folder: held by whoever trains in it
@@ -23,11 +24,16 @@ def set_aside(folder: Path) -> Path:
     """Rename a run's folder, durably: it is no run's any more. Gives what it is called now.
 
     Raises:
-        FailedPrecondition: somebody trains in it.
+        FailedPrecondition: somebody trains in it, or it holds a corpus or weights.
         OSError: it cannot be renamed, and is as it was.
     """
     aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}{SUFFIX}"
     with _unused(folder):
+        strange = sorted(name for name in OF_OTHERS if (folder / name).exists())
+        if strange:
+            raise FailedPrecondition(
+                f"run: the folder of {folder.name!r} holds {strange[0]}, which is not a run's", reason="FOLDER_IN_USE"
+            )
         folder.rename(aside)
     sync_folder(folder.parent)
     return aside

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from trainer.service.run_log import Progress, ProgressReader
 from trainer.service.run_record import MAX_EARLIER, RunRecord, RunState, digest_of, read_record, write_record
 from trainer.service.run_removal import SUFFIX, discard, discard_all, set_aside
 from trainer.service.run_spec import ExecutorKind, RunSpec
-from trainer.service.spec_rules import Folders, check_name, check_spec
+from trainer.service.spec_rules import Folders, check_folder, check_name, check_spec
 
 _KEPT = ("preset", "data", "start_from")  # of a run that goes on
 _SOMEBODY_ELSE = "was asked to end, by nobody of this service; StartRun goes on from the state that it saved"
@@ -210,7 +210,8 @@ class Runs:
             case Phase.OVER:
                 self._settle(record, seen)
             case Phase.ABSENT if record.cancel_asked_s is not None:
-                executor.kill(record)  # a service that has died may have started it a moment ago
+                with suppress(ExecutorAway):
+                    executor.kill(record)  # a service that has died may have started it a moment ago
                 self._end(record, RunState.CANCELLED)
             case Phase.ABSENT if record.state == RunState.RUNNING:
                 executor.kill(record)  # its folder may be what is gone
@@ -293,6 +294,7 @@ class Runs:
             raise DataLoss(f"run: the record of {name!r} is damaged")
         now, token, before = time.time(), uuid.uuid4().hex, self._records.get(name)
         if before is None:
+            check_folder(self._folders.run(name))
             return RunRecord(
                 name=name, spec=spec, state=RunState.QUEUED, attempt=1, token=token, created_s=now, queued_s=now
             )

@@ -21,6 +21,7 @@ from trainer.service.wire import export_message, figures_message, grid_message, 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["TrainerService"].full_name
 ADMIN_METHODS = frozenset(f"/{SERVICE_NAME}/{method}" for method in ("StartRun", "CancelRun", "DeleteRun", "ExportRun"))
 DEFAULT_PAGE, MAX_PAGE = 100, 1000
+MAX_PAGE_BYTES = 2 << 20  # gRPC clients take 4 MiB by default
 
 
 class TrainerServicer(pb_grpc.TrainerServiceServicer):
@@ -45,7 +46,16 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         records, token = self._runs.list(
             after=request.page_token, limit=request.page_size or DEFAULT_PAGE, states=states_of(request.states)
         )
-        return pb.ListRunsResponse(runs=[await self._message(record) for record in records], next_page_token=token)
+        page = pb.ListRunsResponse(next_page_token=token)
+        size = 0
+        for record in records:
+            message = await self._message(record)
+            size += message.ByteSize()
+            if page.runs and size > MAX_PAGE_BYTES:
+                page.next_page_token = page.runs[-1].name
+                break
+            page.runs.append(message)
+        return page
 
     async def WatchRun(
         self, request: pb.WatchRunRequest, context: grpc.aio.ServicerContext

@@ -15,7 +15,12 @@ MAX_RANKS, MAX_THREADS, MAX_PATH = 4096, 1024, 500
 MAX_PODS = 1000
 MAX_PART_BYTES = 255  # of a path: NAME_MAX of Linux file systems
 _NAME = re.compile(rf"[a-z]([a-z0-9-]{{0,{MAX_NAME - 2}}}[a-z0-9])?")
+_STATE = re.compile(r"state-\d+\.(safetensors|damaged)")
+_OF_RUNS = {"service", "run.json", "log.jsonl", "lock"}
 _PREPARED, _MANIFEST = "prepared.json", "manifest.json"  # what makes a folder a prepared corpus, and weights
+
+OF_OTHERS = {_PREPARED, _MANIFEST, "corpus.json"}
+"""Files that are never a run's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,16 @@ def check_name(name: str) -> None:
             "run",
             f"{name!r} is not 1 to {MAX_NAME} of a-z, 0-9, hyphen that begin with a letter and end with a letter or digit",
         )
+
+
+def check_folder(folder: Path) -> None:
+    """Raises InvalidArgument where a new run would have to share its folder: it is deleted with the run.
+
+    Runs, prepared corpora and weights may lie side by side. A folder that `fit` has filled is a run's.
+    """
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    if found & OF_OTHERS or (found and not (found & _OF_RUNS or any(map(_STATE.fullmatch, found)))):
+        raise InvalidArgument("run", f"{folder.name!r} is the name of a folder that holds something else than a run")
 
 
 def check_spec(spec: RunSpec, folders: Folders) -> None:
