@@ -15,6 +15,7 @@ from common.files import write_atomic, write_json
 from common.images import contact_sheet, encode_png, over_color, rasterize
 from common.scenes import WHITE, Scene
 from evaluation.ablations.plots import draw_plot
+from evaluation.ablations.recommendation import recommend
 from evaluation.ablations.rows import Ablation
 from evaluation.entitydraw.figures import run_figures
 from evaluation.entitydraw.progress import Progress
@@ -77,6 +78,7 @@ def measure_ablation(
     if not scores:
         raise RunError(f"run: {folder.path}: holds no prompt that every system of {row.name!r} has drawn")
     figures = run_figures(rows, scores, row.compared, order=[system.name for system in row.systems])
+    advice = {"recommended": recommend(row, scores, figures["systems"])} if row.recommends else {}
     written = {
         "name": row.name,
         "question": row.question,
@@ -84,10 +86,11 @@ def measure_ablation(
         "points": [{"system": point.system.to_json(), "x": point.x, "series": point.series} for point in row.points],
         "run": _run(row, folder),
         "pictures_sha256": _digest(rows),
+        **advice,
         **figures,
     }
     write_json(places.out / f"{row.name}.json", written)
-    write_atomic(places.out / f"{row.name}.png", draw_plot(row, figures["systems"]))
+    write_atomic(places.out / f"{row.name}.png", draw_plot(row, figures["systems"], advice))
     write_atomic(places.out / f"{row.name}-sheet.png", encode_png(draw_sheet(row, suite, folder, rows)))
     return written
 

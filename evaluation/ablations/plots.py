@@ -20,12 +20,16 @@ Systems = Mapping[str, Mapping[str, Any]]
 """Of a run's figures: what each system reached."""
 
 
-def draw_plot(row: Ablation, systems: Systems) -> bytes:
-    """A PNG; the same figures give the same bytes."""
+def draw_plot(row: Ablation, systems: Systems, advice: Mapping[str, Any] | None = None) -> bytes:
+    """A PNG; the same figures give the same bytes. `advice` may name a `recommended` system, which is marked."""
     figure = Figure(figsize=INCHES, dpi=DPI, layout="constrained")
     axes = figure.subplots()
     {"bars": _bars, "lines": _lines, "tradeoff": _tradeoff}[row.plot](axes, row, systems)
-    axes.set_title(row.question, fontsize=10)
+    recommended = (advice or {}).get("recommended", {}).get("system", "")
+    for point in row.points if recommended else ():
+        if point.system.name == recommended:
+            axes.axvline(point.x, color="#718096", linewidth=6, alpha=0.2, zorder=0)
+    axes.set_title(row.question + (f"   recommended: {recommended}" if recommended else ""), fontsize=10)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -40,6 +40,7 @@ class Ablation:
         prompts, pictures: how many; 0 prompts: all.
         parts: bars of frequent and of infrequent entities instead of all.
         log_axis: whether the axis doubles.
+        recommends: whether the axis is a cost, and the row says what to pay: see `recommendation`.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Ablation:
     pictures: int = 1
     parts: tuple[str, ...] = ()
     log_axis: bool = False
+    recommends: bool = False
 
     @property
     def systems(self) -> tuple[System, ...]:
@@ -191,6 +193,7 @@ SAMPLER = Ablation(
     axis="steps",
     prompts=32,
     log_axis=True,
+    recommends=True,
 )
 STRONG_PRIOR = Ablation(
     name="strong-prior",

@@ -45,6 +45,7 @@ def tiny(plot: str) -> Ablation:
         axis="steps",
         prompts=3,
         log_axis=plot == "lines",
+        recommends=plot == "lines",
     )
 
 
@@ -63,6 +64,7 @@ def places(suite: Suite, galleries: Galleries, drawing: Client, tmp_path_factory
 def test_an_ablation_leaves_its_data_a_plot_and_a_sheet(plot: str, places: Places) -> None:
     written = json.loads((places.out / f"tiny-{plot}.json").read_text())
     assert set(written["systems"]) == {"ddim-1", "ddim-2", "ddpm-1", "ddpm-2"} == set(written["pictures_sha256"])
+    assert written.get("recommended", {}).get("system", "") in (written["systems"] if plot == "lines" else ("",))
     assert [p["x"] for p in written["points"]] == [1.0, 2.0, 1.0, 2.0]
     assert [(c["first"], c["second"]) for c in written["comparisons"]] == [("ddim-1", "ddpm-1")]
     assert written["run"]["command"] == f"python -m evaluation ablation tiny-{plot} --generator HOST:PORT"
