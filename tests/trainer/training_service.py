@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from client.retry import RetryPolicy
 from client.trainer import Run, RunSpec, TrainerClient
 
 ROOT = Path(__file__).parents[2]
 START_S, PATIENCE_S = 60.0, 120.0
 POLL_S = 0.05
+# Channels to one address share their pauses between connections, which grow while a service is started anew.
+PATIENT = RetryPolicy(max_attempts=9)
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait do not spin
 
 
@@ -48,7 +51,7 @@ class TrainerProcess:
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
         assert said.startswith(b"ready"), (self.folder / "service.log").read_text()
-        return TrainerClient(self.address)
+        return TrainerClient(self.address, retry=PATIENT)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it; gives its status."""
