@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from matplotlib.figure import Figure
@@ -105,6 +106,7 @@ def _describe(trainer: Trainer, prepared: Prepared) -> None:
 
 
 def _fit(trainer: Trainer, readers: Readers, plan: ReadersPlan) -> None:
+    """Train; a line of the log has the means since the line before, and how well held-out captions are read then."""
     every = max(1, plan.steps // LINES)
 
     def tell(step: int, figures: dict[str, float]) -> None:
@@ -115,14 +117,17 @@ def _fit(trainer: Trainer, readers: Readers, plan: ReadersPlan) -> None:
             logging.info("readers, step %d of %d: %s", step, plan.steps, told)
 
     tell(0, {})
+    window: list[dict[str, float]] = []
     quiet = None if sys.stderr.isatty() else True
     with tqdm(desc="readers", total=plan.steps, unit="step", mininterval=1.0, disable=quiet) as bar:
 
         def show(step: int, figures: dict[str, float]) -> None:
             bar.update(1)
             bar.set_postfix(loss=f"{figures['loss']:.4f}", refresh=False)
+            window.append(figures)
             if step % every == 0 or step == plan.steps:
-                tell(step, figures)
+                tell(step, {name: fmean(each[name] for each in window) for name in figures})
+                window.clear()
 
         readers.fit(show)
 
@@ -139,7 +144,7 @@ def plot_readers(folder: Path) -> None:
     lines = [line for line in read_log(folder) if line["kind"] == "readers"]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     parts = (
-        ("loss", "loss of training captions", "log"),
+        ("loss", "loss of training captions", "linear"),
         ("color_error", "held-out color, off by levels of 255", "log"),
         ("neighbor_named", "held-out, nearest neighbor named", "linear"),
     )
