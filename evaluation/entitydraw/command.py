@@ -127,6 +127,7 @@ def _entitydraw(flags: argparse.Namespace) -> None:
     folder, progress = RunFolder(flags.out), make_progress()
     key = flags.api_key_file.read_text().strip() if flags.api_key_file else ""
     with _generator(flags) as address, Client(address, api_key=key, retry=NO_RETRY) as client:
+        client.models()  # a wrong address is said at once, not when the runner's patience ends
         run_suite(suite, systems, client, folder, settings, progress)
     if flags.only_draw:
         return

@@ -176,6 +176,10 @@ class RunFolder:
         """Where a picture is, or will be."""
         return self.path / "pictures" / system / prompt_id / f"{seed}.png"
 
+    def has_pictures(self, system: str = "*") -> bool:
+        """Whether anything was drawn, of a system or at all."""
+        return next(self.path.glob(f"pictures/{system}/*/*.png"), None) is not None
+
     def relative(self, path: Path) -> str:
         """As rows name a file."""
         return path.relative_to(self.path).as_posix()

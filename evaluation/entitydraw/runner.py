@@ -22,7 +22,7 @@ from evaluation.entitydraw.progress import Progress
 from evaluation.entitydraw.requests import Asked, asked, seeds_of
 from evaluation.entitydraw.results import NeighborRow, PictureRow, RunError, RunFolder
 from evaluation.entitydraw.suite_file import Suite
-from evaluation.entitydraw.systems import System
+from evaluation.entitydraw.systems import System, SystemInvalid
 
 PICTURES = 4  # of a prompt, as in the paper
 CALL_S = 600.0
@@ -76,8 +76,9 @@ def run_suite(
     """Draw every picture of `systems` that `folder` lacks; gives how many were drawn.
 
     Raises:
-        RunError: the folder holds a run of another suite, of other weights, or of another system by the same name.
+        RunError: the folder holds pictures of another suite, of other weights, or of another system by the same name.
         SuiteError: a system needs references that the suite does not have.
+        SystemInvalid: a system's value is none that the generator can be asked for.
         GenerationFailed: the generator refused, or failed for longer than PATIENCE_S; what was drawn stays.
     """
     prompts = suite.part(settings.prompts)
@@ -161,6 +162,8 @@ def _draw(call: _Call, client: Client, stopped: threading.Event) -> Generation:
     except GenerationFailed as error:
         where = f"system {call.asked.system.name!r}, prompt {call.asked.prompt.id!r}"
         raise GenerationFailed(error.code, f"{where}: {error.description}") from error
+    except ValueError as error:  # a value that no request can hold
+        raise SystemInvalid(f"system {call.asked.system.name!r}: {error}") from None
 
 
 def _keep(folder: RunFolder, call: _Call, generation: Generation, seconds: float) -> None:
@@ -242,7 +245,9 @@ def _begin(
     if folder.run_file.exists():
         there = folder.read_run()
         started = there["started"]
-        _check_same(folder, there, suite, generator)
+        if folder.has_pictures():
+            _check_same(folder, there, suite, generator)
+        there["systems"] = {name: row for name, row in there["systems"].items() if folder.has_pictures(name)}
         for name, row in there["systems"].items():
             if rows.get(name, row) != row:
                 raise RunError(f"run: {folder.run_file}: systems.{name}: is {row}, and {rows[name]} is asked for")

@@ -58,6 +58,8 @@ class Gallery:
     def likeness(self, features: np.ndarray) -> dict[str, float]:
         """Of each entity, that of its nearest row: at most 1."""
         found: dict[str, float] = {}
+        if not self.entities:  # of a suite without pictures, whose width is nobody's
+            return found
         for entity, value in zip(self.entities, self.features @ features / 2.0, strict=True):
             found[entity] = max(found.get(entity, -1.0), float(value))
         return found

@@ -270,6 +270,8 @@ class _Described:
         if category not in templates:
             raise fields["category"].wrong(f"{category!r} is none of the categories: {', '.join(templates)}")
         given = fields["references"].items() if "references" in fields else []
+        if empty := next((each for each in given if each.value == {}), None):
+            raise empty.wrong("the reference has neither image nor pair")
         asked = fields["prompts"].items() if "prompts" in fields else []
         prompts = [each.fields(("template",), ("target",)) for each in asked]
         return cls(

@@ -19,6 +19,17 @@ Excluded = Literal["exact", "nothing", "entity"]
 """What retrieval leaves out: the pair that is asked for; nothing; every pair of the entity that the suite knows."""
 
 
+_NONE = type(None)
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "str": ("text", (str,)),
+    "str | None": ("text", (str, _NONE)),
+    "int": ("whole number", (int,)),
+    "int | None": ("whole number", (int, _NONE)),
+    "float | None": ("number", (int, float, _NONE)),
+}
+"""What may stand in a field, by its annotation; sources and the like are checked one by one."""
+
+
 class SystemInvalid(ValueError):
     """A system's row is wrong; the message names the field and the value."""
 
@@ -57,12 +68,16 @@ class System:
     thresholding: str | None = None
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            value, (kind, allowed) = getattr(self, each.name), _KINDS.get(str(each.type), ("", ()))
+            if kind and (isinstance(value, bool) or not isinstance(value, allowed)):
+                raise SystemInvalid(f"{each.name}: {value!r} is no {kind}")
         if not self.name or self.name != slug(self.name):
             raise SystemInvalid(f"name: {self.name!r} holds something else than a-z, 0-9 and hyphens")
         for name, known in (("neighbors", get_args(Source)), ("excluded", get_args(Excluded))):
             if getattr(self, name) not in known:
                 raise SystemInvalid(f"{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
-        if not isinstance(self.k, int) or self.k < 1:
+        if self.k < 1:
             raise SystemInvalid(f"k: {self.k!r} is not at least 1; neighbors: none draws without any")
         if "{prompt}" not in self.prompt and "{name}" not in self.prompt:
             raise SystemInvalid(f"prompt: {self.prompt!r} has neither {{prompt}} nor {{name}}")
@@ -129,7 +144,9 @@ def _read(path: Path) -> list[System]:
         raise SystemInvalid(f"system: {path} cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise SystemInvalid(f"system: {path} is no list of rows")
+    if not rows:
+        raise SystemInvalid(f"system: {path} holds no row")
     try:
         return [system_of(row) for row in rows]
-    except (SystemInvalid, TypeError) as error:
+    except SystemInvalid as error:
         raise SystemInvalid(f"system: {path}: {error}") from None

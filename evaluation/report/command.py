@@ -28,6 +28,7 @@ def add_commands(commands: Any) -> None:
         "--run", type=Path, action="append", default=[], metavar="RUN", help="of entitydraw; repeatable"
     )
     reporting.add_argument("--suite", default="demo", help="of the runs (default: %(default)s)")
+    reporting.add_argument("--references", type=Path, metavar="FOLDER", help="of the runs, where they had one")
     reporting.add_argument("--corpus", type=Path, default=CORPUS, help="default: %(default)s")
     reporting.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
     reporting.add_argument("--out", type=Path, default=Path("out/report.html"), help="default: %(default)s")
@@ -37,7 +38,7 @@ def add_commands(commands: Any) -> None:
 def _report(flags: argparse.Namespace) -> None:
     sections: list[Section] = []
     if flags.run:
-        suite = load_suite(flags.suite, flags.corpus)
+        suite = load_suite(flags.suite, flags.corpus, flags.references)
         sections += [run_section(RunFolder(path), suite) for path in flags.run]
     sections += ablation_sections(flags.results / "ablations")
     if (flags.results / "demo.json").is_file():

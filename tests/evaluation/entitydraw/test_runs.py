@@ -17,6 +17,7 @@ import pytest
 from client import Client, GenerationFailed
 from client.generation_types import Generation, GenerationRequest
 from client.picture_record import read_record
+from common.files import write_atomic
 from evaluation.entitydraw.requests import seeds_of
 from evaluation.entitydraw.results import PictureRow, RunError, RunFolder
 from evaluation.entitydraw.runner import RunSettings, run_suite
@@ -166,9 +167,11 @@ def test_the_same_run_gives_the_same_pictures(drawn: RunFolder, suite: Suite, dr
 
 @pytest.fixture
 def copied(drawn: RunFolder, tmp_path: Path) -> RunFolder:
-    """A run's `run.json` alone."""
+    """A run's `run.json`, and a picture of one system."""
     folder = RunFolder(tmp_path / "copied")
     folder.write_run(drawn.read_run())
+    picture = next(drawn.path.glob("pictures/given/*/*.png"))
+    write_atomic(folder.path / drawn.relative(picture), picture.read_bytes())
     return folder
 
 
@@ -183,7 +186,20 @@ def test_another_run_in_the_same_folder_is_refused(copied: RunFolder, suite: Sui
     copied.write_run(run)
     with pytest.raises(RunError, match=r"generator.stages: other weights"):
         run_suite(suite, [FAST], drawing, copied, settings, silent)
-    assert not pictures(copied)
+    assert len(pictures(copied)) == 1
+
+
+def test_what_has_drawn_nothing_may_be_put_right(copied: RunFolder, suite: Suite, drawing: Client) -> None:
+    """Who mistypes a row, and is told so by the generator, goes on in the same folder."""
+    settings = RunSettings(prompts=1, pictures=1)
+    for wrong, said in (
+        (replace(FAST, name="new", steps=0), r"system 'new', prompt '.*': stages\[0\].steps: 0 is not in"),
+        (replace(FAST, name="new", sampler="euler"), r"system 'new': .*sampler: 'euler' is not one of"),
+    ):
+        with pytest.raises((GenerationFailed, ValueError), match=said):
+            run_suite(suite, [wrong], drawing, copied, settings, silent)
+    assert run_suite(suite, [replace(FAST, name="new")], drawing, copied, settings, silent) == 1
+    assert list(copied.read_run()["systems"]) == ["given", "new"], "systems that drew nothing are gone"
 
 
 def test_a_folder_that_is_no_run_is_said(tmp_path: Path, drawn: RunFolder) -> None:

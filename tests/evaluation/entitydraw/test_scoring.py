@@ -122,6 +122,20 @@ def test_without_targets_the_references_of_the_category_are_the_gallery(
     assert by_style(held_out, min_gallery=4) == {}, "a style of few is no gallery"
 
 
+def test_a_suite_without_any_picture_has_no_entity_scores(suite: Suite, tmp_path: Path) -> None:
+    entities = {entity.name: replace(entity, references=()) for entity in suite.entities}
+    prompts = tuple(replace(p, target=None, entity=entities[p.entity.name]) for p in suite.prompts)
+    bare = replace(suite, entities=tuple(entities.values()), prompts=prompts)
+    targets = {prompt.id: prompt for prompt in suite.prompts}
+    run = made_run(tmp_path, bare, some=lambda prompt: true_picture(targets[prompt.id]))
+    scores = score_run(run, bare, Galleries(bare, {}), silent)
+    assert {row.scores["entity_r1"] for row in scores} == {None}
+    assert {row.scores["background"] for row in scores} == {1.0}, "what needs no picture is measured all the same"
+    figures = run_figures(run.rows(), scores, order=["some"])
+    assert "background" in figures["systems"]["some"]["all"]
+    assert not [name for name in figures["systems"]["some"]["all"] if "entity" in name]
+
+
 def test_a_run_of_another_suite_and_a_broken_picture_are_said(
     suite: Suite, galleries: Galleries, tmp_path: Path
 ) -> None:

@@ -67,6 +67,10 @@ def test_a_part_is_the_same_whatever_the_order_and_grows(suite: Suite) -> None:
             r"caption: the reference has neither image nor",
         ),
         (
+            lambda d: d["entities"][0].update(references=[{}]),
+            r"references\[0\]: the reference has neither image nor pair",
+        ),
+        (
             lambda d: d["entities"][0].update(references=[{"image": "gone.png"}]),
             r"references\[0\].image: 'gone.png' cannot",
         ),
@@ -181,6 +185,13 @@ def test_a_system_becomes_a_request(suite: Suite) -> None:
         ({"name": "a", "seeds": 1}, "seeds: is no field of a system"),
         ({"k": 1}, "name: is missing"),
         ({"name": "a", "prompt": "x"}, "prompt: 'x' has neither"),
+        ({"name": 3}, "name: 3 is no text"),
+        ({"name": "a", "k": True}, "k: True is no whole number"),
+        ({"name": "a", "steps": "many"}, "steps: 'many' is no whole number"),
+        ({"name": "a", "eta": "1e-3"}, "eta: '1e-3' is no number"),
+        ({"name": "a", "prompt": 3}, "prompt: 3 is no text"),
+        ({"name": "a", "method": 3}, "method: 3 is no text"),
+        ({"name": "a", "method": None}, "method: None is no text"),
     ],
 )
 def test_a_bad_row_of_a_system_names_field_and_value(row: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -189,6 +200,12 @@ def test_a_bad_row_of_a_system_names_field_and_value(row: dict[str, Any], said: 
     with pytest.raises(SystemInvalid, match=said) as error:
         read_systems([str(path)])
     assert str(path) in str(error.value)
+
+
+def test_a_file_without_rows_is_said(tmp_path: Path) -> None:
+    (tmp_path / "systems.yaml").write_text("[]")
+    with pytest.raises(SystemInvalid, match=r"systems.yaml holds no row"):
+        read_systems([str(tmp_path / "systems.yaml")])
 
 
 def test_systems_are_named_once() -> None:
