@@ -15,9 +15,9 @@ from evaluation.report.sections import ablation_sections, flat_section, run_sect
 RESULTS = Path("evaluation/results")
 TITLE = "Re-Imagen, measured"
 ABOUT = (
-    "Does looking entities up make their pictures faithful? All entities here are held out: the weights have seen no picture"
-    " of them. The pair that a prompt asks for is never among the neighbors, unless a row says so. Nothing is chosen: where"
-    " there is no room for all prompts, the first by hash are shown. Scores are automatic; no person has rated."
+    "Does looking entities up make their pictures faithful? The demonstration suite's entities are held out: the weights have"
+    " seen no picture of them. The pair that a prompt asks for is never among the neighbors, unless a row says so. Nothing is"
+    " chosen: where there is no room for all prompts, the first by hash are shown. Scores are automatic; no person has rated."
 )
 
 

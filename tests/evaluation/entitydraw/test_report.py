@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -9,19 +10,22 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from client import Client
-from common.images import decode_rgb
+from common.images import decode_rgb, encode_png
 from evaluation.ablations.experiment import Places, draw_ablation, measure_ablation
 from evaluation.ablations.rows import ABLATIONS, Ablation, Point, ablation
-from evaluation.entitydraw.command import measure
+from evaluation.entitydraw.command import load_suite, measure
 from evaluation.entitydraw.figures import FIGURES
 from evaluation.entitydraw.requests import asked
 from evaluation.entitydraw.results import RunError, RunFolder
+from evaluation.entitydraw.runner import RunSettings, run_suite
 from evaluation.entitydraw.scoring import Galleries
 from evaluation.entitydraw.suite_file import Suite
 from evaluation.entitydraw.systems import System
+from evaluation.report.command import add_commands
 from evaluation.report.page import Section, render
 from evaluation.report.sections import ablation_sections, flat_section, run_section
 from tests.evaluation.entitydraw.conftest import silent
@@ -150,6 +154,24 @@ def test_the_report_holds_everything_and_loads_nothing(
         assert f"<td>{system}</td>" in page
     figure = json.loads(drawn.figures_file.read_text())["systems"]["given"]["all"]["entity_mrr"]
     assert f"{figure['estimate']:.3f}" in page and f"{figure['low']:.3f} to {figure['high']:.3f}" in page
+
+
+def test_a_run_of_the_users_own_pictures_has_its_page(drawing: Client, tmp_path: Path) -> None:
+    home = tmp_path / "mine" / "dogs" / "Chortai"
+    home.mkdir(parents=True)
+    (home / "1.png").write_bytes(encode_png(np.full((64, 64, 3), 90, np.uint8)))
+    suite, folder = load_suite("entitydrawbench", tmp_path, tmp_path / "mine"), RunFolder(tmp_path / "run")
+    given = System(name="given", neighbors="given", steps=1)
+    run_suite(suite, [given], drawing, folder, RunSettings(prompts=1, pictures=1), silent)
+    measure(folder, suite, Galleries(suite, {}), silent)
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers())
+    run = ["--run", str(folder.path), "--suite", "entitydrawbench", "--results", str(tmp_path)]
+    flags = parser.parse_args(
+        ["report", *run, "--references", str(tmp_path / "mine"), "--out", str(tmp_path / "page.html")]
+    )
+    flags.body(flags)
+    assert "<td>given</td>" in (tmp_path / "page.html").read_text()
 
 
 def test_ablations_are_shown_with_what_was_read_off_them(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
