@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from client import NO_RETRY, Client
+from client import NO_RETRY, Client, GenerationFailed
 from common.corpus import iter_pairs, read_manifest
 from deploy.local.stack import GeneratorFlags, running_stack
 from evaluation.entitydraw.demo_suite import make_demo_suite, write_demo_suite
@@ -127,13 +127,21 @@ def _entitydraw(flags: argparse.Namespace) -> None:
     folder, progress = RunFolder(flags.out), make_progress()
     key = flags.api_key_file.read_text().strip() if flags.api_key_file else ""
     with _generator(flags) as address, Client(address, api_key=key, retry=NO_RETRY) as client:
-        client.models()  # a wrong address is said at once, not when the runner's patience ends
+        _check_answers(client, address)
         run_suite(suite, systems, client, folder, settings, progress)
     if flags.only_draw:
         return
     styles_of = styles_of_corpus(suite, flags.corpus, progress)
     figures = measure(folder, suite, galleries_of(suite, flags.corpus), progress, styles_of)
     print(json.dumps({name: _short(found["all"]) for name, found in figures["systems"].items()}, indent=2))
+
+
+def _check_answers(client: Client, address: str) -> None:
+    """A wrong address is said at once, not when the runner's patience ends."""
+    try:
+        client.models()
+    except GenerationFailed as error:
+        raise GenerationFailed(error.code, f"--generator: {address}: {error.description}") from error
 
 
 @contextmanager
@@ -148,7 +156,9 @@ def _generator(flags: argparse.Namespace) -> Iterator[str]:
 
 
 def _short(figures: dict[str, Any]) -> dict[str, str]:
-    return {name: f"{f['estimate']:.3f} [{f['low']}, {f['high']}]" for name, f in figures.items()}
+    """One prompt alone has no interval."""
+    interval = {name: "" if f["low"] is None else f" [{f['low']}, {f['high']}]" for name, f in figures.items()}
+    return {name: f"{f['estimate']:.3f}{interval[name]}" for name, f in figures.items()}
 
 
 def _command() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from client import Client
+from client import Client, GenerationFailed
 from common.files import sha256_file
 from evaluation.entitydraw.progress import make_progress
 from evaluation.photographs.drawing import Drawing
@@ -182,7 +182,10 @@ def _described(
     encoders: Encoders,
     client: Client,
 ) -> dict[str, Any]:
-    models = client.models()
+    try:
+        models = client.models()
+    except GenerationFailed as error:
+        raise GenerationFailed(error.code, f"--generator: {flags.generator}: {error.description}") from error
     return {
         "protocol": protocol.name,
         "source": copy.fingerprint,
@@ -201,7 +204,7 @@ def _described(
 def _table(measured: list[Measured], copy: LocalCopy, out: Path) -> list[str]:
     lines = [
         f"{len(copy.prompts)} prompts, {len(copy.references)} reference pictures",
-        "point | FID | CMMD | CLIP score",
+        "point | FID | CMMD | CLIP score | neighbors a picture",
     ]
     for each in measured:
         fid = "-" if each.scores.fid is None else f"{each.scores.fid:.3f}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 from common.images import ImageError, decode_rgb
 from evaluation.photographs.protocol import SIDE, Protocol
 from retrieval_svc.imports.formats import open_source
-from retrieval_svc.imports.records import Options, Record, Source, Unreadable, pair_id_of
+from retrieval_svc.imports.records import Options, Record, Rejected, Source, Unreadable, pair_id_of
 
 MAX_SEED = 2**63 - 1
 _LATER_CAPTION = re.compile(r"-[2-9]\d*$|-1\d+$")  # the key of a picture's second and later captions
@@ -72,7 +73,9 @@ def open_local_copy(protocol: Protocol, source: Path, images: Path | None, count
     records = list(opened.records())
     captions = [record for record in records if isinstance(record, Record)]
     if not 1 <= count <= len(captions):
-        raise ValueError(f"--prompts: {count} asked for, {source} has {len(captions)} captions that qualify")
+        why = Counter(record.reason for record in records if isinstance(record, Rejected)).most_common(1)
+        dropped = f"; {len(records) - len(captions)} do not, {why[0][1]} of them: {why[0][0]}" if why else ""
+        raise ValueError(f"--prompts: {count} asked for, {source} has {len(captions)} captions that qualify{dropped}")
     chosen = random.Random(f"{protocol.name} {seed}").sample(captions, count)
     own = chosen if protocol.reference == "prompts" else _pictures(protocol, source, options)
     return LocalCopy(

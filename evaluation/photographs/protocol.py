@@ -127,5 +127,8 @@ def sweep(
 
 
 def _check_once(name: str, values: Sequence[object]) -> None:
-    if not values or len(set(values)) != len(values):
-        raise ValueError(f"--{name}: {', '.join(map(str, values)) or 'nothing'}: each once, at least one is needed")
+    if not values:
+        also = " or --without-neighbors" if name == "knowledge-base" else ""
+        raise ValueError(f"--{name}{also}: at least one is needed")
+    if twice := ["none" if value is None else value for i, value in enumerate(values) if value in values[:i]]:
+        raise ValueError(f"--{name}: {twice[0]} is named twice")

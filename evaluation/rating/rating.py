@@ -69,7 +69,7 @@ class Rating:
         if check_every < 0 or check_every == 1:
             raise ValueError(f"check_every: {check_every} is neither 0 nor at least 2")
         if wanted < 1:
-            raise ValueError(f"wanted: {wanted}, at least 1 is needed")
+            raise ValueError(f"raters: {wanted}, at least 1 is needed")
         self._items = {item.item_id: item for item in items}
         self._order = Order(items=items, wanted=wanted)
         self._check_every = check_every

@@ -77,7 +77,11 @@ def evaluate_votes(raters: Sequence[RaterVotes], min_pass_rate: float = MIN_PASS
     counted = [rater for rater in raters if rater.pass_rate is None or rater.pass_rate >= min_pass_rate]
     votes = [vote for rater in counted for vote in rater.votes]
     if not votes:
-        raise ValueError("votes: none counts")
+        failed = len(raters) - len(counted)
+        raise ValueError(
+            f"votes: none counts: {failed} of {len(raters)} raters passed under {min_pass_rate:.0%} of their attention"
+            " checks (min_pass_rate), the others gave none"
+        )
     systems = sorted({vote.system for vote in votes})
     return {
         "format": FORMAT,

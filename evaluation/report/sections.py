@@ -14,7 +14,7 @@ from evaluation.ablations.experiment import neighbor_pictures, true_picture
 from evaluation.ablations.plots import draw_plot
 from evaluation.ablations.rows import ABLATIONS, Ablation, Point
 from evaluation.entitydraw.figures import FIGURES
-from evaluation.entitydraw.results import PictureRow, RunFolder
+from evaluation.entitydraw.results import PictureRow, RunError, RunFolder
 from evaluation.entitydraw.scoring import read_picture
 from evaluation.entitydraw.suite_file import Suite
 from evaluation.entitydraw.systems import system_of
@@ -29,9 +29,14 @@ def run_section(folder: RunFolder, suite: Suite) -> Section:
     """A run: figures of its systems, over all and by part, and its first pictures.
 
     Raises:
-        RunError: there is no such run.
+        RunError: there is no such run, or it is of another suite.
     """
     run = folder.read_run()
+    if run["suite"]["sha256"] != suite.sha256:
+        raise RunError(
+            f"run: {folder.run_file}: suite: {run['suite']['name']!r} of sha256 {run['suite']['sha256'][:12]} is not"
+            f" {suite.name!r} of {suite.sha256[:12]}; name it with --suite"
+        )
     figures = json.loads(folder.figures_file.read_text(encoding="utf-8"))
     systems: dict[str, Any] = figures["systems"]
     parts = sorted({part for found in systems.values() for part in found["parts"]})

@@ -139,6 +139,8 @@ def test_the_report_holds_everything_and_loads_nothing(
 ) -> None:
     measure(drawn, suite, galleries, silent)
     (tmp_path / "flat.json").write_text('{"entity_r1": 0.5, "model": "<b>bold</b>"}')
+    with pytest.raises(RunError, match=r"suite: 'tiny' of sha256 \w+ is not 'tiny' of 0{12}; name it with --suite"):
+        run_section(drawn, replace(suite, sha256="0" * 64))
     sections = [run_section(drawn, suite), flat_section("Flat", "", tmp_path / "flat.json", [], "a command & more")]
     page = render("title", "about", sections)
     links = Links()

@@ -101,7 +101,11 @@ def test_the_scores_are_those_of_the_pictures_on_disk(swept: Path, coco: Path) -
 
 
 def test_a_run_goes_on_where_it_was(
-    swept: Path, coco: Path, guided_address: str, monkeypatch: pytest.MonkeyPatch
+    swept: Path,
+    coco: Path,
+    guided_address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(measuring, "SHARD", 2)
     monkeypatch.setattr(command, "InceptionFeatures", FakeInception)
@@ -118,6 +122,7 @@ def test_a_run_goes_on_where_it_was(
     assert kept.stat().st_mtime_ns == touched, "not drawn again"
     assert (swept / "results.json").read_text() == before
     assert evaluate(swept, coco, "127.0.0.1:1", *flags) != 0, "a generator that is not there is said"
+    assert "--generator: 127.0.0.1:1: " in capsys.readouterr().err
 
 
 def test_another_run_is_not_mixed_in(
@@ -139,7 +144,9 @@ def test_wikiimages_without_inception_and_in_little_space(
     assert results["reference_pictures"] == 3 and results["points"][0]["fid"] is None
     assert [p.name for p in (tmp_path / "points").glob("*/pictures/*")] == ["000000.png"]
     assert load_file(next((tmp_path / "points").glob("*unguided/features-00000.safetensors")))["clip"].shape[0] == 3
-    assert "in-domain--w64-1.5--w256-unguided | - |" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    row = next(line for line in said if line.startswith("in-domain--w64-1.5--w256-unguided | - |"))
+    assert row.count("|") == next(line for line in said if line.startswith("point")).count("|")
 
 
 def test_prompts_are_drawn_from_all_captions_and_their_pictures_excluded(coco: Path) -> None:
@@ -171,12 +178,14 @@ def test_the_papers_sweep() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ((), "--knowledge-base: nothing"),
+        ((), "--knowledge-base or --without-neighbors: at least one is needed"),
         (("--knowledge-base", "demo"), "--knowledge-base: 'demo' is not LABEL=NAME"),
-        (("--without-neighbors", "--weights-64", "1", "1"), "--weights-64: 1.0, 1.0"),
+        (("--without-neighbors", "--weights-64", "1", "1"), "--weights-64: 1.0 is named twice"),
+        (("--without-neighbors", "--weights-256", "none", "none"), "--weights-256: none is named twice"),
         (("--without-neighbors", "--weights-256", "wild"), "--weights-256: 'wild'"),
         (("--without-neighbors", "--weights-64", "101"), "--weights-64: 101.0"),
         (("--without-neighbors", "--calls", "0"), "--calls: 0"),
+        (("--without-neighbors", "--prompts", "99"), "10 captions that qualify; 1 do not, 1 of them: "),
         (("--without-neighbors", "--source", "nothing.json"), "nothing.json"),
     ],
 )

@@ -74,7 +74,7 @@ def test_links_are_not_guessed_from_files(tmp_path: Path) -> None:
 def test_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="check_every: 1 is neither 0 nor at least 2"):
         open_rating(tmp_path, check_every=1)
-    with pytest.raises(ValueError, match="wanted: 0"):
+    with pytest.raises(ValueError, match="raters: 0"):
         open_rating(tmp_path, wanted=0)
     rating = open_rating(tmp_path)
     with pytest.raises(ValueError, match="is in use by another process"):

@@ -94,7 +94,7 @@ def test_raters_who_fail_checks_do_not_count() -> None:
     assert "24 votes of 2 raters" in as_markdown(evaluate_votes([*raters, rater("Silent", [])]))
     with pytest.raises(ValueError, match=r"min_pass_rate: 1\.5 is not between 0 and 1"):
         evaluate_votes(raters, 1.5)
-    with pytest.raises(ValueError, match="votes: none counts"):
+    with pytest.raises(ValueError, match="votes: none counts: 1 of 1 raters passed under 75%"):
         evaluate_votes(raters[2:])
 
 
