@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from common.service.command import BAD_INPUT
+from common.service.command import status_of
 from common.stages import StageSpec
 from common.unet.layers import Attention, ResidualBlock
 from common.unet.unet import UNet
@@ -141,11 +141,11 @@ class Ranks:
                 result = body()
             except Exception as error:
                 failure = error
-        failed = self.told("failed" if failure is not None else "")
+        failed = self.told("" if failure is None else str(status_of(failure)))
         if failure is not None:
             raise failure
         if failed:
-            raise SystemExit(BAD_INPUT)
+            raise SystemExit(int(failed))
         return result
 
     def full(self, tensor: Tensor) -> Tensor:

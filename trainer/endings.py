@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from common.service.command import BAD_INPUT
+from common.service.command import BAD_INPUT, FULL_DISK
 
 HUNG = 3  # of the ranks that found another one hanging
 OTHER = "other"
-CAUSES = {HUNG: "hung", BAD_INPUT: "bad_input"}
+CAUSES = {HUNG: "hung", BAD_INPUT: "bad_input", FULL_DISK: "full_disk"}
 """Statuses that say why, and what they say, in short."""
 
 
@@ -20,7 +20,7 @@ def cause_of(code: int | None) -> str:
 def most_telling(codes: Iterable[int]) -> int:
     """Of the statuses of processes that failed together, in the order in which they did, the one that says why.
 
-    When one rank hangs or was given what cannot be, the others fail for lack of it.
+    When one rank hangs, has no room or was given what cannot be, the others fail for lack of it.
     """
     found = list(codes)
-    return next((code for code in (BAD_INPUT, HUNG) if code in found), found[0])
+    return next((code for code in (FULL_DISK, BAD_INPUT, HUNG) if code in found), found[0])

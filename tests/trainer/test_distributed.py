@@ -119,7 +119,7 @@ def test_all_ranks_fall_back_to_the_same_state(of_two: Any) -> None:
 def test_what_fails_on_the_first_rank_ends_all(of_two: Any) -> None:
     _, (first, second) = of_two
     assert first["full disk"] == f"error {errno.ENOSPC}"
-    assert second["full disk"] == "exit 2"
+    assert second["full disk"] == "exit 4"
     assert first["told"] == second["told"] == "früh"
 
 

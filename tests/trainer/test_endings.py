@@ -27,6 +27,7 @@ def failures(tmp_path: Path, *codes: int) -> ChildFailedError:
     [
         ((1, 2, 1), 2),  # what cannot be: a Job is not to try again
         ((1, 3), 3),
+        ((1, 4, 1), 4),  # a full disk
         ((3, 1), 3),  # the one that hung was killed, or failed for lack of the others
         ((1, -9), 128 + 9),  # memory ran out, and the other failed for lack of it
         ((-15, 1), 1),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from common.service.command import FULL_DISK
 from trainer.__main__ import main
 from trainer.endings import HUNG
 from trainer.look import read_log
@@ -191,7 +192,7 @@ def test_a_full_disk_ends_it_in_one_line_with_the_last_state_whole(
     small_disk: Path, uninterrupted: Path, prepared_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = small_disk / "run"
-    assert main(command(prepared_folder, run, *END)) == 2
+    assert main(command(prepared_folder, run, *END)) == FULL_DISK
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(errors) == 1 and "No space left on device" in errors[0] and str(run) in errors[0], errors
     name, digest = last_state(run)

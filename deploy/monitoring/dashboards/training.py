@@ -36,7 +36,10 @@ RUNS = Row(
         ),
         Panel(
             title="Failed, by cause",
-            description="hung: the watchdog ended it; bad_input: what it was given cannot be; other: see its log.",
+            description=(
+                "hung: the watchdog ended it; bad_input: what it was given cannot be; full_disk: it goes on once there is room; "
+                "other: see its log."
+            ),
             kind=Kind.STACKED,
             unit=Unit.COUNT,
             width=6,

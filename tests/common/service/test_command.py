@@ -24,7 +24,9 @@ def _raising(error: BaseException) -> Callable[[], NoReturn]:
     ("error", "status", "line"),
     [
         (ValueError("index: x is\n damaged"), 2, "tool: error: index: x is damaged\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "/out"), 2, "tool: error: No space left on device: /out\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/out"), 4, "tool: error: No space left on device: /out\n"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 4, "tool: error: Disk quota exceeded\n"),
+        (OSError(errno.ENOENT, "No such file or directory", "/in"), 2, "tool: error: No such file or directory: /in\n"),
         (OSError("odd"), 2, "tool: error: odd\n"),
         (KeyboardInterrupt(), 130, "tool: error: interrupted\n"),
     ],
