@@ -37,7 +37,7 @@ RUNS = Row(
         Panel(
             title="Failed, by cause",
             description=(
-                "hung: the watchdog ended it; bad_input: what it was given cannot be; full_disk: it goes on once there is room; "
+                "hung: the watchdog ended it; bad_input: what it was given cannot be; full_disk: it goes on with room; "
                 "other: see its log."
             ),
             kind=Kind.STACKED,
