@@ -76,7 +76,7 @@ class LexicalSearch:
     def _tie(self, clauses: _Clauses, head: _Hit, limit: int, given: set[_Place]) -> list[_Hit]:
         """The first `limit` of the matches that tie with `head`, by the lookup's tiers, then by hash."""
         chosen: list[_Hit] = []
-        for tier in self._lookup.tiers():
+        for tier in self._lookup.tiers(chosen):
             narrowed = [*clauses, *([_selecting(self._any_of(tier))] if all(tier) else [])]
             taken = given | {_place(hit) for hit in chosen}
             chosen += self._thinned(narrowed, head, limit - len(chosen), taken)
@@ -123,14 +123,23 @@ class LexicalSearch:
 
     def _in_order(self, hits: Sequence[_Hit], limit: int) -> list[_Hit]:
         """The first `limit` of `hits`, which are by score, ordered within equal scores."""
-        keyed: list[tuple[float, int, int, _Hit]] = []
-        score = hits[0][0] if hits else 0.0
-        for hit, tie in zip(hits, self._ties(hits), strict=True):
-            score = score if abs(hit[0] - score) <= _SAME_SCORE else hit[0]
-            tier = self._lookup.tier_of(load(self._searcher, hit[1]).facets) if self._lookup.facets else 0
-            keyed.append((-score, tier, tie, hit))
-        keyed.sort(key=lambda item: item[:3])
-        return [(-score, hit[1]) for score, _, _, hit in keyed[:limit]]
+        ties, groups = self._ties(hits), list[tuple[float, list[int]]]()
+        for number, (score, _) in enumerate(hits):
+            if not groups or abs(score - groups[-1][0]) > _SAME_SCORE:
+                groups.append((score, []))
+            groups[-1][1].append(number)
+        ordered: list[_Hit] = []
+        for score, members in groups:
+            places = self._places([hits[number] for number in members])
+            keyed = sorted(zip(places, (ties[number] for number in members), members, strict=True))
+            ordered += [(score, hits[number][1]) for _, _, number in keyed]
+        return ordered[:limit]
+
+    def _places(self, hits: Sequence[_Hit]) -> list[int]:
+        """`Lookup.places` of hits of one score."""
+        if not self._lookup.facets:
+            return [0] * len(hits)
+        return self._lookup.places([load(self._searcher, address).facets for _, address in hits])
 
     def _ties(self, hits: Sequence[_Hit]) -> list[int]:
         """`tie_of` each."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -119,7 +119,7 @@ class Lookup:
     Attributes:
         entity: in full weight. details: what stands beside it, in less.
         facets: pairs that agree with more of these stand before others of the same score; they select nothing.
-        alike: for each facet above, other values in the order in which their pairs come next.
+        alike: for each facet above, other values whose pairs stand in, in this order, where none agrees with all of these.
         limit: at most so many pairs come back.
     """
 
@@ -130,24 +130,38 @@ class Lookup:
     limit: int = 64
     filter: PairFilter = field(default_factory=PairFilter)
 
-    def tiers(self) -> Iterator[list[tuple[tuple[str, str], ...]]]:
+    def tiers(self, chosen: Sized = ()) -> Iterator[list[tuple[tuple[str, str], ...]]]:
         """What decides among equal scores, tier by tier: a pair is in the first tier that lists facets it has all of.
 
-        All that are asked for, one less, and so on; then values that are like them, the most alike first; then any.
+        All that are asked for, one less, and so on; then values that are like them, the most alike first; then any. Where a
+        pair is in the first tier, the last ones are one: nothing is to stand in for what is there (a network that is shown
+        both may take either).
+
+        Args:
+            chosen: what was found so far, looked at once the first tier has been asked for.
         """
+        has_own = False
         for num_agreeing in range(len(self.facets), 0, -1):
             yield list(itertools.combinations(self.facets.items(), num_agreeing))
+            has_own = has_own or (num_agreeing == len(self.facets) and len(chosen) > 0)
         for likeness in itertools.zip_longest(*([(name, v) for v in self.alike[name]] for name in self.alike)):
+            if has_own:
+                break
             yield [(item,) for item in likeness if item is not None]
         yield [()]
 
     def tier_of(self, facets: Mapping[str, str]) -> int:
-        """The number of the tier that a pair with these facets is in."""
+        """The number of the tier that a pair with these facets is in; see `places`."""
         num_agreeing = sum(facets.get(name) == value for name, value in self.facets.items())
         if num_agreeing:
             return len(self.facets) - num_agreeing
         places = [values.index(facets[name]) for name, values in self.alike.items() if facets.get(name) in values]
         return len(self.facets) + min(places, default=max(map(len, self.alike.values()), default=0))
+
+    def places(self, facets: Sequence[Mapping[str, str]]) -> list[int]:
+        """Of pairs of one score, which have these facets, the tier of each."""
+        tiers = [self.tier_of(one) for one in facets]
+        return [min(tier, len(self.facets)) for tier in tiers] if 0 in tiers else tiers
 
 
 class PairStore(Protocol):

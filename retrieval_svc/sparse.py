@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
@@ -108,7 +108,7 @@ class SparseIndex:
             score = _rounded(found[-1])
             above = [hit for hit in found if _rounded(hit) > score]
             found = above + self._tie(query, lookup, limit - len(above), window, filter, names, score)
-        ordered = sorted(found, key=lambda hit: _order(hit, lookup))
+        ordered = _in_order(found, lookup)
         return [replace(hit, score=_rounded(hit)) for hit in ordered[:limit]]
 
     def _tie(
@@ -123,14 +123,14 @@ class SparseIndex:
     ) -> list[Scored]:
         """The first `limit` of a tie that is too long to be read, tier by tier."""
         chosen: dict[str, Scored] = {}
-        for tier in lookup.tiers():
+        for tier in lookup.tiers(chosen):
             fitting: dict[str, Scored] = {}
             for facets in tier:
                 narrow = _narrowed(filter, facets)
                 if narrow is not None:
                     thinned = self._thinned(query, window, narrow, names, score)
                     fitting |= {hit.pair.pair_id: hit for hit in thinned if hit.pair.pair_id not in chosen}
-            first = sorted(fitting.values(), key=lambda hit: _order(hit, lookup))[: limit - len(chosen)]
+            first = _in_order(list(fitting.values()), lookup)[: limit - len(chosen)]
             chosen |= {hit.pair.pair_id: hit for hit in first}
             if len(chosen) == limit:
                 break
@@ -198,5 +198,15 @@ def _rounded(hit: Scored) -> float:
     return round(hit.score, _SCORE_DECIMALS)
 
 
-def _order(hit: Scored, lookup: Lookup) -> tuple[float, int, int]:
-    return -_rounded(hit), lookup.tier_of(hit.pair.facets), tie_of(hit.pair.pair_id)
+def _in_order(hits: Sequence[Scored], lookup: Lookup) -> list[Scored]:
+    """By score, within a score by the lookup's tiers and hash."""
+    by_score: defaultdict[float, list[Scored]] = defaultdict(list)
+    for hit in hits:
+        by_score[_rounded(hit)].append(hit)
+    ordered: list[Scored] = []
+    for score in sorted(by_score, reverse=True):
+        tied = by_score[score]
+        places = lookup.places([hit.pair.facets for hit in tied])
+        keyed = sorted(zip(places, (tie_of(hit.pair.pair_id) for hit in tied), range(len(tied)), strict=True))
+        ordered += [tied[number] for _, _, number in keyed]
+    return ordered

@@ -93,19 +93,23 @@ def test_of_equal_scores_more_agreeing_facets_stand_first(tmp_path: Path) -> Non
     assert len({hit.score for hit in hits}) == 1, "facets are no part of the score"
 
 
-def test_a_tie_comes_by_likeness_however_long_it_is(tmp_path: Path) -> None:
-    """The value asked for, then those like it in their order, then the others; a hash among each."""
+@pytest.mark.parametrize("num_pairs", [10, 2000])
+def test_a_tie_comes_by_likeness_where_no_pair_agrees(tmp_path: Path, num_pairs: int) -> None:
+    """Those like the value asked for in their order, then the others; a hash among each. Nothing stands in for what is there."""
     styles = ("openmoji", "twemoji", "noto", "emojione", "fxemoji")
     asked = Lookup(entity="flag", facets={"style": "noto"}, alike={"style": ("fxemoji", "twemoji")})
-    order = {"noto": 0, "fxemoji": 1, "twemoji": 2}
-    for num_pairs in (10, 2000):
-        pairs = [pair(f"p{n}", "flag", styles[n % 5]) for n in range(num_pairs)]
-        pairs.sort(key=lambda p: tie_of(p.pair_id))
-        expected = [p.pair_id for p in sorted(pairs, key=lambda p: order.get(p.facets["style"], 3))]
-        index = index_of(tmp_path / str(num_pairs), pairs, commit_size=700)
-        for limit in (1, 3, 500, num_pairs):
-            hits = index.search(replace(asked, limit=limit))
-            assert [hit.pair.pair_id for hit in hits] == expected[:limit]
+    pairs = [pair(f"p{n}", "flag", styles[n % 5]) for n in range(num_pairs)]
+    pairs.sort(key=lambda p: tie_of(p.pair_id))
+    index = index_of(tmp_path / "index", pairs, commit_size=700)
+    own = [p.pair_id for p in sorted(pairs, key=lambda p: p.facets["style"] != "noto")]
+    order = {"fxemoji": 0, "twemoji": 1}
+    others = [p for p in pairs if p.facets["style"] != "noto"]
+    alike = [p.pair_id for p in sorted(others, key=lambda p: order.get(p.facets["style"], 2))]
+    without = PairFilter(facets={"style": frozenset(styles) - {"noto"}})
+    for limit in (1, 3, 500, num_pairs):
+        assert [hit.pair.pair_id for hit in index.search(replace(asked, limit=limit))] == own[:limit]
+        hits = index.search(replace(asked, limit=limit, filter=without))
+        assert [hit.pair.pair_id for hit in hits] == alike[:limit]
 
 
 def test_a_tier_is_the_first_that_lists_what_a_pair_has() -> None:
@@ -117,6 +121,13 @@ def test_a_tier_is_the_first_that_lists_what_a_pair_has() -> None:
             has = {"style": style, "color": color}
             listed = [any(set(one) <= set(has.items()) for one in tier) for tier in tiers]
             assert lookup.tier_of(has) == listed.index(True)
+    found: list[str] = []
+    narrowed = lookup.tiers(found)
+    assert next(narrowed) == tiers[0]
+    found.append("a pair")
+    assert list(narrowed) == [*tiers[1:2], [()]], "nothing stands in for what is there"
+    assert lookup.places([facets, {"style": "twemoji"}, {}]) == [0, 2, 2]
+    assert lookup.places([{"style": "twemoji"}, {}, {"color": "pink"}]) == [3, 4, 2]
     assert list(Lookup(entity="cat").tiers()) == [[()]] and Lookup(entity="cat").tier_of(facets) == 0
 
 

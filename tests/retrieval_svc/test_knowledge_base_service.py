@@ -77,7 +77,7 @@ def test_pairs_of_a_style_that_looks_alike_stand_in_for_the_one_that_is_asked_fo
         prompt="a guide dog, noto style", knowledge_base="alike", k=3, method=retrieval_pb2.METHOD_BM25
     )
     caught_up(client, "alike")
-    for exact, expected in ((False, ["noto", "d", "b"]), (True, ["d", "b"])):
+    for exact, expected in ((False, ["noto"]), (True, ["d", "b"])):
         asked.exclude_exact = exact
         given = client.retrieval.Retrieve(asked, timeout=TIMEOUT_S).neighbors
         assert [neighbor.facets["style"] for neighbor in given][: len(expected)] == expected
