@@ -95,7 +95,7 @@ def test_of_equal_scores_more_agreeing_facets_stand_first(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("num_pairs", [10, 2000])
 def test_a_tie_comes_by_likeness_where_no_pair_agrees(tmp_path: Path, num_pairs: int) -> None:
-    """Those like the value asked for in their order, then the others; a hash among each. Nothing stands in for what is there."""
+    """Those like the value asked for in their order, then others; a hash among each. Nothing stands in for what is there."""
     styles = ("openmoji", "twemoji", "noto", "emojione", "fxemoji")
     asked = Lookup(entity="flag", facets={"style": "noto"}, alike={"style": ("fxemoji", "twemoji")})
     pairs = [pair(f"p{n}", "flag", styles[n % 5]) for n in range(num_pairs)]
