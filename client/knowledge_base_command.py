@@ -240,5 +240,7 @@ def _with_likeness(facets: list[FacetSpec], texts: Sequence[str]) -> list[FacetS
             raise BadInput(f"--alike: {text!r} is not of the form NAME=VALUE:A,B")
         if name not in alike:
             raise BadInput(f"--alike: {text!r} is of {name!r}, which no --facet names")
+        if value in alike[name]:
+            raise BadInput(f"--alike: {text!r} says again what stands in for {value!r}")
         alike[name][value] = tuple(filter(None, others.split(",")))
     return [replace(facet, alike=alike[facet.name]) for facet in facets]

@@ -51,6 +51,8 @@ class Facet:
             KeyError, TypeError, AttributeError: it is not of this shape.
         """
         alike = {str(value): tuple(others) for value, others in document.get("alike", {}).items()}
+        if isinstance(document["values"], str) or any(isinstance(o, str) for o in document.get("alike", {}).values()):
+            raise TypeError("facets: a text where a list is due")
         return cls(name=document["name"], template=document["template"], values=tuple(document["values"]), alike=alike)
 
     def document(self) -> dict[str, Any]:

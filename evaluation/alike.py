@@ -29,12 +29,19 @@ def measure_likeness(
         pairs: of a corpus; held-out ones are passed over.
         facet: whose values are compared.
         entities: so many are drawn at most, those that an order drawn from a fixed seed gives first.
+
+    Raises:
+        ValueError: `entities` is not positive, or no entity has pairs of several values of `facet`.
     """
+    if entities < 1:
+        raise ValueError(f"--entities: {entities} is not 1 or more")
     drawings: dict[str, dict[str, Pair]] = defaultdict(dict)
     for pair in pairs:
         if not pair.held_out and facet in pair.facets:
             drawings[pair.entity].setdefault(pair.facets[facet], pair)
     chosen = sorted(entity for entity, by_value in drawings.items() if len(by_value) >= MIN_STYLES)
+    if not chosen:
+        raise ValueError(f"--facet: no entity has pairs of {MIN_STYLES} values of {facet!r}")
     random.Random("alike").shuffle(chosen)
     features: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     for done, entity in enumerate(chosen[:entities], 1):

@@ -32,6 +32,7 @@ MANIFEST = "knowledge-base.json"
 PAIRS, BM25, IMAGES = "pairs", "bm25", "images"
 NAME_RULE = re.compile(r"[a-z][a-z0-9-]{0,62}")
 MAX_FACETS, MAX_FACET_VALUES, MAX_SCENE_PHRASES = 64, 10_000, 10_000
+MAX_ALIKE = 32  # of a value: each is a search of its own where a tie is long
 MAX_EMBEDDING_SIZE = 65_536  # Qdrant's own limit
 
 _FACET_NAME = re.compile(r"[^\W=][^=]{0,63}")
@@ -154,6 +155,10 @@ def _check_facets(facets: Sequence[Facet]) -> None:
             raise InvalidArgument("facets", f"{facet.name!r} has more than {MAX_FACET_VALUES} values")
         for value, others in facet.alike.items():
             named = (value, *others)
+            if len(others) > MAX_ALIKE:
+                raise InvalidArgument(
+                    "facets", f"alike of {value!r} holds {len(others)}; at most {MAX_ALIKE} are taken"
+                )
             strange = next((one for one in named if one not in facet.values or named.count(one) > 1), None)
             if strange is not None:
                 fault = "stands twice" if strange in facet.values else f"is no value of {facet.name!r}"

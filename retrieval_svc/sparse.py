@@ -130,7 +130,7 @@ class SparseIndex:
                 if narrow is not None:
                     thinned = self._thinned(query, window, narrow, names, score)
                     fitting |= {hit.pair.pair_id: hit for hit in thinned if hit.pair.pair_id not in chosen}
-            first = _in_order(list(fitting.values()), lookup)[: limit - len(chosen)]
+            first = sorted(fitting.values(), key=lambda hit: tie_of(hit.pair.pair_id))[: limit - len(chosen)]
             chosen |= {hit.pair.pair_id: hit for hit in first}
             if len(chosen) == limit:
                 break

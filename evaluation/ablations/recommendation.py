@@ -17,7 +17,8 @@ def recommend(row: Ablation, scores: Sequence[ScoreRow], systems: Mapping[str, M
     """Which system the row recommends, and why.
 
     A system qualifies if for each of the row's figures the interval of the best system's value less its own reaches 0.
-    Of those the lowest on the axis is taken; of several there, the one with the greatest last figure.
+    Of those the lowest on the axis is taken; of several there, the one with the greatest last figure. None may: then `system`
+    is empty.
 
     Args:
         systems: of the row's figures, as `run_figures` gives them.
@@ -37,7 +38,7 @@ def recommend(row: Ablation, scores: Sequence[ScoreRow], systems: Mapping[str, M
                 behind.setdefault(name, []).append(figure)
     place = {point.system.name: point.x for point in row.points}
     fit = [name for name in names if name not in behind]
-    chosen = min(fit, key=lambda name: (place[name], -value(name, row.figures[-1])))
+    chosen = min(fit, key=lambda name: (place[name], -value(name, row.figures[-1])), default="")
     return {"system": chosen, "best": best, "behind": behind, "rule": RULE}
 
 
@@ -48,7 +49,7 @@ def _is_behind(scores: Sequence[ScoreRow], best: Sequence[ScoreRow], figure: str
     told = [(score.prompt_id, read(score.scores), ours.get(score.key[1:])) for score in best]
     known = [(prompt, a, b) for prompt, a, b in told if a is not None and b is not None]
     if not known:
-        return False
+        return bool(best)  # of what was not measured nobody knows that it is as good
     prompts, theirs, own = zip(*known, strict=True)
     low = compare(theirs, own, prompts).difference.low
     return low is not None and low > 0.0

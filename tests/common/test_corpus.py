@@ -251,6 +251,8 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
         {"num_pairs": "many"},
         {"facets": [{"name": "style"}]},
         {"facets": 3},
+        {"facets": [{"name": "style", "template": "{value} style", "values": "noto"}]},
+        {"facets": [{"name": "style", "template": "{value} style", "values": ["a", "b"], "alike": {"a": "b"}}]},
     ],
 )
 def test_a_mistyped_manifest_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:

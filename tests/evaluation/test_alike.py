@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from common.corpus import Pair
 from evaluation.alike import in_order, measure_likeness
@@ -43,6 +44,14 @@ def test_a_style_that_draws_the_same_is_the_most_alike() -> None:
     assert likeness["plain"]["other"] < 0.5 and likeness["other"]["another"] < 0.5
     ordered = in_order(likeness)
     assert ordered["plain"][0] == "moved" and set(ordered["plain"]) == {"moved", "other", "another"}
+
+
+def test_what_cannot_be_compared_is_said() -> None:
+    pairs = [drawing(np.random.default_rng(0), entity="thing", style="plain")]
+    with pytest.raises(ValueError, match="--entities: 0 is not 1 or more"):
+        measure_likeness(pairs, "style", 0, lambda task, done, total: None)
+    with pytest.raises(ValueError, match="--facet: no entity has pairs of 4 values of 'color'"):
+        measure_likeness(pairs, "color", 10, lambda task, done, total: None)
 
 
 def test_the_demonstration_says_it_of_every_style() -> None:

@@ -145,6 +145,16 @@ def test_a_tie_comes_by_likeness_where_no_pair_agrees(index_of: Opener) -> None:
         assert [hit.pair.pair_id for hit in index.search(replace(asked, filter=without))] == stand_ins[:limit]
 
 
+@pytest.mark.parametrize("limit", [1, 2, 6, 12, 40, 240])
+def test_a_long_tie_with_few_pairs_that_agree_is_filled_by_hash(index_of: Opener, limit: int) -> None:
+    styles = {0: "noto", **{number: "openmoji" for number in range(1, 12)}}
+    pairs = [pair(f"p{number}", "flag", styles.get(number, "twemoji")) for number in range(240)]
+    index = index_of(pairs)
+    expected = sorted(pairs, key=lambda p: (p.facets["style"] != "noto", tie_of(p.pair_id)))
+    asked = Lookup(entity="flag", facets={"style": "noto"}, alike={"style": ("openmoji",)}, limit=limit)
+    assert [hit.pair.pair_id for hit in index.search(asked)] == [p.pair_id for p in expected[:limit]]
+
+
 def test_a_tie_too_long_to_be_read_comes_by_facets_and_hash(index_of: Opener) -> None:
     pairs = [pair(f"p{number}", f"flag {number:04d}", STYLES[number % 3]) for number in range(900)]
     index = index_of([*pairs, pair("flags", "flag flag flag"), pair("flag", "flag", "noto")])

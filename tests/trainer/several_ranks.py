@@ -36,16 +36,18 @@ def go_on(case: Case, prepared: Prepared, folder: Path, ranks: Ranks, steps: int
     return found
 
 
-def failing(ranks: Ranks) -> str:
-    """What happens on this rank when the first one's disk is full."""
+def failing(ranks: Ranks, failure: Exception) -> str:
+    """What happens on this rank when the first one fails."""
 
     def body() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise failure
 
     try:
         ranks.led(body)
     except OSError as error:
         return f"error {error.errno}"
+    except (ValueError, ZeroDivisionError) as error:
+        return type(error).__name__
     except SystemExit as error:
         return f"exit {error.code}"
     return "nothing"
@@ -64,7 +66,9 @@ def main(data: Path, out: Path) -> None:
         case = CASES[0]
         found["resumed"] = go_on(case, prepared, out / "resumed", sharded, STEPS)
         found["fallen back"] = go_on(case, prepared, out / "damaged", whole, 0)
-        found["full disk"] = failing(whole)
+        found["full disk"] = failing(whole, OSError(errno.ENOSPC, "No space left on device"))
+        found["bad input"] = failing(whole, ValueError("--side: 0 cannot be"))
+        found["fault"] = failing(whole, ZeroDivisionError())
         (out / f"rank-{sharded.rank}.json").write_text(json.dumps(found))
 
 

@@ -120,6 +120,8 @@ def test_what_fails_on_the_first_rank_ends_all(of_two: Any) -> None:
     _, (first, second) = of_two
     assert first["full disk"] == f"error {errno.ENOSPC}"
     assert second["full disk"] == "exit 4"
+    assert (first["bad input"], second["bad input"]) == ("ValueError", "exit 2")
+    assert (first["fault"], second["fault"]) == ("ZeroDivisionError", "exit 1"), "a fault may not happen again"
     assert first["told"] == second["told"] == "früh"
 
 

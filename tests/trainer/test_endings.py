@@ -54,4 +54,4 @@ def test_ranks_that_a_signal_ends_end_as_one_process_does(monkeypatch: pytest.Mo
 
 
 def test_causes() -> None:
-    assert [cause_of(code) for code in (2, 3, 1, 20, -9, None)] == ["bad_input", "hung", *["other"] * 4]
+    assert [cause_of(code) for code in (2, 3, 4, 1, 20, -9, None)] == ["bad_input", "hung", "full_disk", *["other"] * 4]

@@ -66,6 +66,7 @@ def test_the_run_that_is_furthest_behind_tells_the_age_of_its_preset(folders: Fo
     [
         (3, "BackoffLimitExceeded", "hung"),
         (2, "PodFailurePolicy", "bad_input"),
+        (4, "ended with status 4", "full_disk"),
         (23, "ended with status 23", "other"),
         (1, "ended with status 1\nrank 1 has not finished step 7 for 300 s; this rank ends", "other"),
         (-9, "was ended by SIGKILL, or memory ran out", "other"),
@@ -84,6 +85,6 @@ def test_why_runs_fail_is_told_by_their_status_alone(
     executor.seen["a"] = Observed(phase=Phase.OVER, error=error, exit_code=code)
     runs.reconcile(ExecutorKind.LOCAL)
     assert opened(folders).get("a").exit_code == code, "which the next service knows"
-    for each in ("hung", "bad_input", "other"):
+    for each in ("hung", "bad_input", "full_disk", "other"):
         value = registry.get_sample_value("reimagen_trainer_runs_failed", {"cause": each})
         assert value == (1 if each == cause else 0)

@@ -64,7 +64,7 @@ def test_a_run_that_is_cancelled_while_it_is_launched_ends(folders: Folders) -> 
     assert executor.killed == ["a"] and runs.get("a").state == RunState.CANCELLED
 
 
-@pytest.mark.parametrize("name", ["prepared.json", "manifest.json", "corpus.json", "notes.txt"])
+@pytest.mark.parametrize("name", ["prepared.json", "manifest.json", "corpus.json", "notes.txt", "lock", "run.json"])
 def test_a_run_does_not_take_a_folder_that_holds_something_else(folders: Folders, name: str) -> None:
     """Corpora may lie beside the runs: deleting a run of that name would delete them."""
     runs = opened(folders)

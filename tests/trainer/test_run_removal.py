@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -114,6 +115,28 @@ def test_a_cluster_that_does_not_answer_keeps_the_run(folders: Folders) -> None:
         delete(runs, "a")
     assert reason(refused) == "EXECUTOR_AWAY"
     assert runs.get("a").attempt == 2 and (folders.run("a") / FOLDER / RECORD).is_file()
+
+
+def test_a_run_whose_folder_was_removed_by_hand_is_forgotten(folders: Folders) -> None:
+    runs = ended(folders)
+    shutil.rmtree(folders.run("a"))
+    delete(runs, "a")
+    with pytest.raises(NotFound):
+        runs.get("a")
+
+
+def test_a_run_that_is_exported_loses_nothing_on_a_cluster(folders: Folders) -> None:
+    executor = Watched(folders)
+    runs = ended(folders, executor)
+
+    @contextmanager
+    def refusing(name: str) -> Iterator[None]:
+        raise FailedPrecondition(f"run: {name!r} is exported", reason="EXPORT_UNDER_WAY")
+        yield
+
+    with pytest.raises(FailedPrecondition):
+        runs.delete("a", letting_go=refusing)
+    assert executor.removed == [] and runs.get("a").name == "a"
 
 
 def test_a_folder_in_which_somebody_trains_stays(folders: Folders) -> None:

@@ -20,8 +20,8 @@ LOCK = "lock"  # of a run's folder: held by whoever trains in it
 log = logging.getLogger(__name__)
 
 
-def set_aside(folder: Path) -> Path:
-    """Rename a run's folder, durably: it is no run's any more. Gives what it is called now.
+def set_aside(folder: Path) -> Path | None:
+    """Rename a run's folder, durably: it is no run's any more. Gives what it is called now; None: there was none.
 
     Raises:
         FailedPrecondition: somebody trains in it, or it holds a corpus or weights.
@@ -34,8 +34,15 @@ def set_aside(folder: Path) -> Path:
             raise FailedPrecondition(
                 f"run: the folder of {folder.name!r} holds {strange[0]}, which is not a run's", reason="FOLDER_IN_USE"
             )
-        folder.rename(aside)
-    sync_folder(folder.parent)
+        try:
+            folder.rename(aside)
+        except FileNotFoundError:
+            log.warning("deleted run had no folder", extra={"run": folder.name})
+            return None
+    try:
+        sync_folder(folder.parent)
+    except OSError as error:  # renamed it is; after a crash of the machine it may be there again
+        log.warning("deletion not synced", extra={"run": folder.name, "error": str(error)})
     return aside
 
 
@@ -59,8 +66,8 @@ def discard_all(runs: Path) -> None:
 @contextmanager
 def _unused(folder: Path) -> Iterator[None]:
     try:
-        lock = (folder / LOCK).open("r+")
-    except OSError:  # nobody has trained in it
+        lock = (folder / LOCK).open("r")  # flock asks for no more, and another user's lock can be read
+    except FileNotFoundError:  # nobody has trained in it
         yield
         return
     with lock:

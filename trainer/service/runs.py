@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from common.service.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -153,13 +154,25 @@ class Runs:
             Unavailable: a cluster does not answer, or the folder cannot be renamed; the run is as it was.
         """
         record = self._over(name)
+        with letting_go(name):
+            self._remove_from_executors(record)
+            aside = self._let_go(record)
+        if aside is not None:
+            discard(aside)
+        log.info("run deleted", extra={"run": name})
+
+    def _remove_from_executors(self, record: RunRecord) -> None:
         ran = {attempt.spec.executor for attempt in record.attempts()}
         for executor in (self._executors[kind] for kind in self._executors if kind in ran):
             try:
                 executor.remove(record)
             except ExecutorAway as away:
                 raise Unavailable(str(away), reason="EXECUTOR_AWAY") from None
-        with letting_go(name), self._lock:
+
+    def _let_go(self, record: RunRecord) -> Path | None:
+        """Forget a run; gives what its folder is called now, None where there was none."""
+        name = record.name
+        with self._lock:
             if self._over(name).token != record.token:
                 raise FailedPrecondition(f"run: {name!r} was started again", reason="RUN_IS_ACTIVE")
             try:
@@ -167,8 +180,7 @@ class Runs:
             except OSError as error:
                 raise Unavailable(f"the run's folder stays: {error.strerror}", reason="NOT_WRITTEN") from None
             self._forget(self._records.pop(name))
-        discard(aside)
-        log.info("run deleted", extra={"run": name})
+        return aside
 
     def _over(self, name: str) -> RunRecord:
         record = self.get(name)

@@ -16,7 +16,7 @@ MAX_PODS = 1000
 MAX_PART_BYTES = 255  # of a path: NAME_MAX of Linux file systems
 _NAME = re.compile(rf"[a-z]([a-z0-9-]{{0,{MAX_NAME - 2}}}[a-z0-9])?")
 _STATE = re.compile(r"state-\d+\.(safetensors|damaged)")
-_OF_RUNS = {"service", "run.json", "log.jsonl", "lock"}
+_OF_RUNS = {"service", "log.jsonl"}  # `run.json` and `lock` are other things' as well
 _PREPARED, _MANIFEST = "prepared.json", "manifest.json"  # what makes a folder a prepared corpus, and weights
 
 OF_OTHERS = {_PREPARED, _MANIFEST, "corpus.json"}
