@@ -18,6 +18,7 @@ from common.images import decode_rgb
 from deploy.local.__main__ import main
 from deploy.local.children import ROOT
 from deploy.local.knowledge_base import LIBRARY, NAME
+from retrieval_svc.iconify import SETS
 
 PROMPT = "a guide dog, noto style, on a blue background"
 TIMEOUT_S = 120.0
@@ -133,7 +134,7 @@ def test_what_goes_wrong_is_told_in_one_line_and_leaves_nothing(
     full_disk = begin((small_disk or Path("/nowhere")) / "out", "--stop-at=64", "--steps-64=2")
     for process, named in (
         *([(full_disk, f"error: No space left on device: {small_disk}/out/")] if small_disk else ()),
-        (unknown_style, "error: prompt: names style 'vaporwave', which is not one of noto, twemoji, openmoji"),
+        (unknown_style, f"error: prompt: names style 'vaporwave', which is not one of {', '.join(SETS)}"),
         (corrupted, f"error: generator: weights: {file} is corrupted"),
     ):
         status, out, err = end(process)
