@@ -193,7 +193,7 @@ train-demo: train-data ## Train the three demonstration stages further, resuming
 evaluate: knowledge-base ## Measure the weights on held-out entities: evaluation/results/demo.json and out/report.html
 	$(PY) -m evaluation demo --corpus $(CORPUS) --library $(LIBRARY) --weights weights --out evaluation/results
 	run=runs/entitydraw/demo-$$(cat weights/manifest.json evaluation/suites/demo.json | sha256sum | cut -c1-12); \
-	$(PY) -m evaluation entitydraw --suite demo --out $$run && $(PY) -m evaluation report --run $$run --out out/report.html
+	$(PY) -m evaluation entitydraw --suite demo --calls 4 --out $$run && $(PY) -m evaluation report --run $$run --out out/report.html
 
 ablations: proto ## Draw what the ablations lack with the generator of `make up UP="--clip packaged"`, at GENERATOR=HOST:PORT
 	$(PY) -m evaluation ablation all --generator $(GENERATOR)
