@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from client import Client, GenerationFailed
 from client.generation_types import Generation, GenerationRequest
 from client.picture_record import read_record
 from common.files import write_atomic
+from common.images import decode_rgb
 from evaluation.entitydraw.requests import seeds_of
 from evaluation.entitydraw.results import PictureRow, RunError, RunFolder
 from evaluation.entitydraw.runner import RunSettings, run_suite
@@ -162,7 +164,11 @@ def test_the_same_run_gives_the_same_pictures(drawn: RunFolder, suite: Suite, dr
     run_suite(suite, [BUILT_IN["retrieved"]], drawing, folder, RunSettings(prompts=1, pictures=1), silent)
     prompt = suite.part(1)[0]
     name = folder.relative(folder.picture_file("retrieved", prompt.id, seeds_of(suite, prompt, 1)[0]))
-    assert pictures(folder) == {name: (drawn.path / name).read_bytes()}, "whatever it was drawn beside"
+    ((drawn_name, again),) = pictures(folder).items()
+    before = decode_rgb((drawn.path / name).read_bytes())
+    assert drawn_name == name
+    # The same bytes in a batch of the same size; beside others convolutions may add up in another order.
+    assert np.abs(decode_rgb(again).astype(int) - before.astype(int)).max() <= 1
 
 
 @pytest.fixture
