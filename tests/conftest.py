@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set what holds for the whole run before any test module is imported."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Begun in a shell's background we are deaf to Ctrl-C, and so would be every command that a test starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     settings.register_profile("house", deadline=None, derandomize=True, max_examples=40, database=None)
     settings.load_profile("house")

@@ -111,7 +111,7 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
         trainer.loader = _loader(flags, on_gpu=device.type == "cuda")
         if ranks.world > 1:
             trainer.watchdog = open_watchdog(ranks, flags.hang_timeout, environment)
-        ranks.led(lambda: _describe(trainer, prepared, str(device)))
+        ranks.led(lambda: describe_run(trainer, prepared))
         if ranks.leads:
             trainer.recorders = stack.enter_context(_recorders(trainer, flags.metrics_address))
         _train(trainer, flags)
@@ -208,7 +208,8 @@ def _loader(flags: argparse.Namespace, *, on_gpu: bool) -> Loader:
     return Loader(ahead=ahead, workers=workers)
 
 
-def _describe(trainer: Trainer, prepared: Prepared, device: str) -> None:
+def describe_run(trainer: Trainer, prepared: Prepared) -> None:
+    """Write down what a run is, in its folder, and say what it was started from."""
     listing = trainer.warm_start
     for line in listing.lines() if listing is not None else ():
         logging.info(line)
@@ -218,7 +219,7 @@ def _describe(trainer: Trainer, prepared: Prepared, device: str) -> None:
         prepared,
         trainer.ranks,
         command=sys.argv[1:],
-        device=device,
+        device=str(trainer.device),
         step=trainer.state.step,
         warm_start=listing.to_json() if listing is not None else None,
     )

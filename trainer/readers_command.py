@@ -15,15 +15,14 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from common.files import write_atomic
-from trainer.dataset import Prepared, open_prepared
+from trainer.dataset import open_prepared
 from trainer.fit import Trainer, open_run
-from trainer.fit_command import open_source
+from trainer.fit_command import describe_run, open_source
 from trainer.look import look, read_log
 from trainer.presets import PRESETS, preset
 from trainer.publish import check_replaced, publish
 from trainer.readers import Readers, ReadersPlan
-from trainer.run_folder import describe, held
-from trainer.warm_start import WarmStart
+from trainer.run_folder import held
 
 LINES = 25  # of the log, over the whole training
 STATES = "state-*.safetensors"
@@ -68,7 +67,7 @@ def fit_readers(flags: argparse.Namespace) -> None:
         check_replaced(flags.weights, row.stage, trainer.state.examples, row.unet)
     readers = Readers(trainer.state.unet, row, prepared, plan)
     with held(flags.run):
-        _describe(trainer, prepared)
+        describe_run(trainer, prepared)
         _fit(trainer, readers, plan)
         _take_over(trainer)
         trainer.save()
@@ -87,22 +86,6 @@ def _plan(flags: argparse.Namespace) -> ReadersPlan:
         if value is not None and value < 1:
             raise ValueError(f"--{name}: {value} is not 1 or more")
     return ReadersPlan(steps=flags.steps, captions=flags.captions)
-
-
-def _describe(trainer: Trainer, prepared: Prepared) -> None:
-    listing: WarmStart | None = trainer.warm_start
-    for line in listing.lines() if listing is not None else ():
-        logging.info(line)
-    describe(
-        trainer.folder,
-        trainer.preset,
-        prepared,
-        trainer.ranks,
-        command=sys.argv[1:],
-        device=str(trainer.device),
-        step=trainer.state.step,
-        warm_start=listing.to_json() if listing is not None else None,
-    )
 
 
 def _fit(trainer: Trainer, readers: Readers, plan: ReadersPlan) -> None:
