@@ -26,11 +26,11 @@ MODEL = "unet_64"
 
 @pytest.fixture(scope="module")
 def server(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A tritonserver with room for a few requests, that forgets idle ones soon."""
+    """A tritonserver with room for twice `ORDERS`, however slow it is, that forgets idle ones soon."""
     folder = tmp_path_factory.mktemp("faults")
     whole = folder / "whole"
     export(
-        ExportSettings(weights=weights, repository=whole, threads=1, batches="1", max_live_bytes=2 << 20, idle_s=2.0)
+        ExportSettings(weights=weights, repository=whole, threads=1, batches="1", max_live_bytes=9 << 20, idle_s=2.0)
     )
     shutil.copytree(whole / MODEL, folder / "repository" / MODEL)
     with running_triton(TritonSettings(repository=folder / "repository", log=folder / "triton.log")) as running:
@@ -82,8 +82,8 @@ def test_what_lives_is_bounded(server: TritonServer) -> None:
     with stream(server) as opened, stream(server) as other:
         opened.send(MODEL, long_request(), name="a")
         opened.receive()
-        other.send(MODEL, StageRequest(plans=plans(64, 1, 2, 40), inputs=text_inputs(1, 2)), name="b")
-        with pytest.raises(ResourceExhausted, match=r"40 pictures need .* the limit is 2 MiB") as refused:
+        other.send(MODEL, StageRequest(plans=plans(64, 1, 2, 100), inputs=text_inputs(1, 2)), name="b")
+        with pytest.raises(ResourceExhausted, match=r"100 pictures need .* the limit is 9 MiB") as refused:
             other.receive()
         assert refused.value.retry_after_s
         other.send(MODEL, long_request(steps=2), name="c")
@@ -125,7 +125,7 @@ def test_a_question_without_plans_tells_what_the_model_is(server: TritonServer) 
     with stream(server) as opened:
         opened.send(MODEL, StageRequest(plans=(), inputs=None), name="a")
         card = opened.finish({"a"})["a"][-1].model
-    assert card is not None and (card.stage, card.version, card.max_live_bytes) == (64, "1", 2 << 20)
+    assert card is not None and (card.stage, card.version, card.max_live_bytes) == (64, "1", 9 << 20)
     assert card.unet.text_width == 384 and len(card.sha256) == 64 and card.parameters > 1000
     assert card.trained == {"examples": 0}
 
