@@ -18,7 +18,9 @@ from urllib.request import urlopen
 import pytest
 
 from client import Client
+from deploy.local.__main__ import main
 from deploy.local.children import ROOT
+from deploy.local.supervision import Supervision
 from deploy.monitoring.tools import installed
 from tests.deploy.monitoring import live
 
@@ -44,8 +46,9 @@ class Up:
         return {process: url for process, url in re.findall(r"^(\w+) .* (http://\S+/metrics) ", self.table, re.M)}
 
     def pid(self, process: str) -> int:
-        said = run("status", "--state", self.state).stdout
-        return int(re.search(rf"^{process} +running +(\d+) ", said, re.M)[1])
+        (found,) = (state for state in Supervision(self.state).states() if state.name == process)
+        assert found.state in ("STARTING", "RUNNING"), found
+        return found.pid
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -58,6 +61,13 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         timeout=TIMEOUT_S,
         check=False,
     )
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """`run` of what starts nothing, in this process: another would import for seconds what is here already."""
+    status = main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return status, said.out, said.err
 
 
 def wait_serving(stack: Up) -> None:
@@ -146,13 +156,22 @@ def test_a_fire_drill_reaches_the_pager(stack: Up, tmp_path: Path) -> None:
     wait_serving(stack)
 
 
-def test_a_second_up_leaves_it_as_it_is_and_other_settings_are_refused(stack: Up, weights: Path, work: Path) -> None:
+def test_its_status_is_the_table_again(stack: Up) -> None:
+    said = run("status", "--state", stack.state).stdout.splitlines()
+    assert [line.split()[0] for line in said] == [line.split()[0] for line in stack.table.splitlines()]
+    assert re.search(rf"^generator +running +{stack.pid('generator')} ", "\n".join(said), re.M)
+
+
+def test_a_second_up_leaves_it_as_it_is_and_other_settings_are_refused(
+    stack: Up, weights: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--state", stack.state, "--work", work, "--weights", weights, "--clip", ""]
     before = stack.pid("generator")
-    again = run("up", *flags, "--first-port", stack.first_port)
-    assert again.returncode == 0 and stack.pid("generator") == before
-    other = run("up", *flags, "--first-port", stack.first_port, "--stages", "embedded")
-    assert other.returncode == 2 and "other settings" in other.stderr
+    status, said, _ = run_here(capsys, "up", *flags, "--first-port", stack.first_port)
+    assert status == 0 and stack.pid("generator") == before
+    assert [line.split()[0] for line in said.splitlines()] == [line.split()[0] for line in stack.table.splitlines()]
+    status, _, wrong = run_here(capsys, "up", *flags, "--first-port", stack.first_port, "--stages", "embedded")
+    assert status == 2 and "other settings" in wrong
 
 
 def test_a_killed_generator_comes_back(stack: Up) -> None:
@@ -181,14 +200,16 @@ def test_a_triton_whose_interpreter_is_killed_is_started_again(stack: Up) -> Non
         assert client.generate("a guide dog", seed=1, stop_at=64).images
 
 
-def test_a_taken_port_is_named_before_anything_is_started(stack: Up, weights: Path, work: Path, tmp_path: Path) -> None:
+def test_a_taken_port_is_named_before_anything_is_started(
+    stack: Up, weights: Path, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--state", tmp_path / "other", "--work", work, "--weights", weights]
-    done = run("up", *flags, "--first-port", stack.first_port)
-    assert done.returncode == 2 and f"port {stack.first_port} is taken" in done.stderr
+    status, _, wrong = run_here(capsys, "up", *flags, "--first-port", stack.first_port)
+    assert status == 2 and f"port {stack.first_port} is taken" in wrong
     assert not (tmp_path / "other" / "supervisord.conf").exists()
 
 
-def test_status_and_down_of_nothing(tmp_path: Path) -> None:
-    done = run("status", "--state", tmp_path)
-    assert done.returncode == 2 and "no stack is up" in done.stderr
-    assert run("down", "--state", tmp_path).stdout == "no stack was up\n"
+def test_status_and_down_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, wrong = run_here(capsys, "status", "--state", tmp_path)
+    assert status == 2 and "no stack is up" in wrong
+    assert run_here(capsys, "down", "--state", tmp_path)[:2] == (0, "no stack was up\n")

@@ -92,7 +92,21 @@ def ranks_that_do_not_listen(m: Manifests) -> None:
 @breaks("scraping")
 def train_jobs_asked_at_another_port(m: Manifests) -> None:
     for rule in named(m, "PodMonitor", "train-jobs")["spec"]["podMetricsEndpoints"][0]["relabelings"]:
-        rule["replacement"] = rule["replacement"].replace("9104", "29500")
+        if "replacement" in rule:
+            rule["replacement"] = rule["replacement"].replace("9104", "29500")
+
+
+@breaks("scraping")
+def sidecars_asked_as_well(m: Manifests) -> None:
+    rules = named(m, "PodMonitor", "train-jobs")["spec"]["podMetricsEndpoints"][0]["relabelings"]
+    rules[:] = [rule for rule in rules if rule.get("action") != "keep"]
+
+
+@breaks("scraping")
+def nobody_is_kept(m: Manifests) -> None:
+    rules = named(m, "PodMonitor", "train-jobs")["spec"]["podMetricsEndpoints"][0]["relabelings"]
+    (kept,) = (rule for rule in rules if rule.get("action") == "keep")
+    kept["regex"] = "trainer"
 
 
 @breaks("scraping")
