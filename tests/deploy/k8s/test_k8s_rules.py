@@ -9,6 +9,8 @@ import pytest
 from tests.deploy.k8s import (
     monitor_rules,
     network_rules,
+    platform_mutations,
+    qdrant_rules,
     scheduling_rules,
     schema_rules,
     workload_mutations,
@@ -18,7 +20,7 @@ from tests.deploy.k8s.mutations import MUTATIONS, Mutation
 from tests.deploy.k8s.rendering import OTHERWISE, OVERLAYS, Manifests, stack
 
 Rule = Callable[[Manifests], Iterator[str]]
-assert workload_mutations, "they note themselves"
+assert platform_mutations and workload_mutations, "they note themselves"
 RULES: list[Rule] = [
     schema_rules.schema,
     schema_rules.unique,
@@ -35,6 +37,7 @@ RULES: list[Rule] = [
     workload_rules.probes,
     workload_rules.grace,
     monitor_rules.scraping,
+    qdrant_rules.limits,
     scheduling_rules.gpus,
     scheduling_rules.rollouts,
     scheduling_rules.disruptions,

@@ -105,7 +105,7 @@ def test_rules_ask_for_metrics_that_are_documented() -> None:
         expression = re.sub(r"\{[^}]*\}", "", rule["expr"])
         asked = set(
             re.findall(
-                r"\b(?:[a-z]+:)?(?:reimagen|grpc|nv|scrape|kube|kubelet|DCGM|certmanager|collection|cluster|app)_[\w:]+",
+                r"\b(?:[a-z]+:)?(?:reimagen|grpc|nv|scrape|kube|kubelet|DCGM|certmanager|collection|cluster|app|quota)_[\w:]+",
                 expression,
             )
         )
