@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,13 @@ import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
-from bench.serving_network import convolution_figures, guidance_figures, machine_convolution_rate, neighbor_figures
+from bench.serving_network import (
+    BASE_STEPS,
+    convolution_figures,
+    guidance_figures,
+    machine_convolution_rate,
+    neighbor_figures,
+)
 from bench.serving_overload import overloaded
 from bench.serving_service import PROMPT, Served, generator, overhead
 from bench.serving_stage import (
@@ -219,7 +225,8 @@ def _bare_loop(unets: dict[int, UNet], encoder: TextEncoder, stop_at: int) -> Ca
             inputs = make_stage_inputs(stage(size), 3)
             if pictures is not None:
                 inputs = _with_low_res(inputs, pictures)
-            job = engines[size].begin([stage(size).plan(3)], inputs)
+            plan = stage(size).plan(3)
+            job = engines[size].begin([replace(plan, steps=BASE_STEPS) if size == sizes[0] else plan], inputs)
             while job.pictures is None:
                 engines[size].advance([job])
             pictures = job.pictures
@@ -306,6 +313,9 @@ def table(figures: dict[str, Any]) -> str:
             said = ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else value
             lines.append(f"| {name} | {said} |")
     if "network" in figures:
+        shares = figures["network"][STAGES[0].name]["neighbor_share_of_steps"]
+        lines += ["", "| steps of the first stage | encoding neighbors, share of the trajectory |", "|---|---|"]
+        lines += [f"| {steps} | {share} |" for steps, share in shares.items()]
         lines += ["", "| where a step's time goes | share |", "|---|---|"]
         for name in (spec.name for spec in STAGES):
             for rows, step in figures["network"][name]["steps_of"].items():

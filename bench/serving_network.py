@@ -20,6 +20,10 @@ from common.unet.unet import UNet
 
 NUM_NEIGHBORS = 2
 NUM_TOKENS = 16
+# The work of the first stage in each benchmark, said here so that figures compare from one version to the next, whatever
+# the stage's default is.
+BASE_STEPS = 12
+SHARE_STEPS = (4, BASE_STEPS, 32)
 CONVOLUTIONS = (
     (64, 64, 1),
     (64, 64, 8),
@@ -104,26 +108,29 @@ def guidance_figures(unet: UNet, spec: StageSpec, *, repeats: int) -> dict[str, 
 
 
 def neighbor_figures(unet: UNet, spec: StageSpec, *, repeats: int) -> dict[str, Any]:
-    """What neighbors cost one trajectory of the stage's default plan: encoding them once, and reading them at each step."""
-    plan = spec.plan(3)
-    seconds = alternate(
-        {
-            "with": lambda: condition_of(unet, spec),
-            "without": lambda: condition_of(unet, spec, num_neighbors=0),
-            "whole": lambda: run(unet, spec, [trajectory_of(unet, spec, plan)]),
-            "whole_without": lambda: run(unet, spec, [trajectory_of(unet, spec, plan, num_neighbors=0)]),
-        },
-        repeats=repeats,
-    )
-    encoding_s = seconds["with"] - seconds["without"]
+    """What neighbors cost one trajectory: encoding them once, and reading them at each step.
+
+    The less a trajectory steps, the larger the share of what is done once: `neighbor_share` is of `BASE_STEPS`.
+    """
+    works: dict[str, Callable[[], object]] = {
+        "with": lambda: condition_of(unet, spec),
+        "without": lambda: condition_of(unet, spec, num_neighbors=0),
+    }
+    for steps in SHARE_STEPS:
+        plan = replace(spec.plan(3), steps=steps)
+        works[f"whole {steps}"] = lambda plan=plan: run(unet, spec, [trajectory_of(unet, spec, plan)])
+        works[f"without {steps}"] = lambda plan=plan: run(
+            unet, spec, [trajectory_of(unet, spec, plan, num_neighbors=0)]
+        )
+    seconds = alternate(works, repeats=repeats)
+    encoding_s, whole_s = seconds["with"] - seconds["without"], seconds[f"whole {BASE_STEPS}"]
     return {
-        "neighbor_share": round(encoding_s / seconds["whole"], 4),
+        "neighbor_share": round(encoding_s / whole_s, 4),
+        "neighbor_share_of_steps": {str(n): round(encoding_s / seconds[f"whole {n}"], 4) for n in SHARE_STEPS},
         "neighbor_encoding_ms": round(encoding_s * 1e3, 2),
-        "neighbor_reading_share": round(
-            (seconds["whole"] - seconds["whole_without"] - encoding_s) / seconds["whole"], 4
-        ),
-        "trajectory_ms": round(seconds["whole"] * 1e3, 1),
-        "steps": plan.steps,
+        "neighbor_reading_share": round((whole_s - seconds[f"without {BASE_STEPS}"] - encoding_s) / whole_s, 4),
+        "trajectory_ms": round(whole_s * 1e3, 1),
+        "steps": BASE_STEPS,
     }
 
 

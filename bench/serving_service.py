@@ -20,6 +20,9 @@ import numpy as np
 from PIL import Image as Pictures
 from reimagen.generator.v1 import generator_pb2 as pb
 
+from bench.serving_network import BASE_STEPS
+from common.stages import STAGES
+
 _GENERATE_IMAGES = "/reimagen.generator.v1.GeneratorService/GenerateImages"
 PROMPT = "a guide dog, noto style, on a blue background"
 PEAK_DEADLINE_S = 600.0
@@ -61,7 +64,7 @@ def _free_port() -> int:
 
 
 def request_of(*, stop_at: int, seed: int, references: int = 2) -> bytes:
-    """A request with the caller's own pairs, serialized."""
+    """A request of `BASE_STEPS` with the caller's own pairs, serialized."""
     source = np.random.default_rng(seed)
     pairs = []
     for number in range(references):
@@ -69,7 +72,8 @@ def request_of(*, stop_at: int, seed: int, references: int = 2) -> bytes:
         pixels = np.kron(source.integers(0, 256, (8, 8, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
         Pictures.fromarray(pixels).save(picture, "PNG")
         pairs.append(pb.Reference(image=picture.getvalue(), caption=f"a guide dog, drawing {number}"))
-    request = pb.GenerateRequest(prompt=PROMPT, seed=seed, stop_at=stop_at, references=pairs)
+    steps = [pb.StageOverrides(stage=STAGES[0].size, steps=BASE_STEPS)]
+    request = pb.GenerateRequest(prompt=PROMPT, seed=seed, stop_at=stop_at, references=pairs, stages=steps)
     return pb.GenerateImagesRequest(request=request).SerializeToString()
 
 

@@ -74,7 +74,8 @@ STAGES: tuple[StageSpec, ...] = (
         schedule="cosine",
         prediction="x0",
         neighbors=True,
-        steps=12,
+        # Each step more redraws a little of what is laid from neighbors (the ablation of samplers and steps).
+        steps=4,
         sampler="ddim",
         # Weights of one guide nowhere: more makes what is taken over from neighbors harsh, and adds no entity.
         guidance=Guidance(strategy="weighted", text_weight=1.0, neighbor_weight=1.0, eta=0.2),
