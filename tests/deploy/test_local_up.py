@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
@@ -104,8 +106,9 @@ def stack(weights: Path, work: Path, tmp_path_factory: pytest.TempPathFactory) -
         assert started.returncode == 0, started.stderr
         yield Up(state=state, table=started.stdout, first_port=first)
     finally:
-        ended = run("down", "--state", state)
-    assert ended.stdout == "the stack is down\n"
+        with redirect_stdout(io.StringIO()) as said:
+            main(["down", "--state", str(state)])
+    assert said.getvalue() == "the stack is down\n"
 
 
 def test_the_table_says_where_everything_is(stack: Up) -> None:
@@ -145,8 +148,10 @@ def test_ten_thousand_random_requests_make_few_series_and_all_is_documented(stac
 
 
 @NEEDS_PROMETHEUS
-def test_its_prometheus_evaluates_the_rules(stack: Up) -> None:
-    live.check_rules_are_evaluated(re.search(r"^prometheus .* (http://\S+) ", stack.table, re.M)[1])
+def test_its_prometheus_evaluates_the_rules_and_answers_autoscalers(stack: Up) -> None:
+    prometheus = re.search(r"^prometheus .* (http://\S+) ", stack.table, re.M)[1]
+    live.check_rules_are_evaluated(prometheus)
+    live.check_autoscalers_are_answered(prometheus)
 
 
 @NEEDS_PROMETHEUS

@@ -13,21 +13,22 @@ Change = Callable[[Manifests], object]
 
 @dataclass(frozen=True)
 class Mutation:
-    """`change` breaks the rule of this name."""
+    """`change` breaks the rule of this name, in what an overlay gives."""
 
     rule: str
     name: str
     change: Change
+    overlay: str
 
 
 MUTATIONS: list[Mutation] = []
 
 
-def breaks(rule: str) -> Callable[[Change], Change]:
+def breaks(rule: str, *, overlay: str = "gpu-ha") -> Callable[[Change], Change]:
     """The function under this breaks the rule."""
 
     def note(change: Change) -> Change:
-        MUTATIONS.append(Mutation(rule, f"{rule}-{getattr(change, '__name__', '')}", change))
+        MUTATIONS.append(Mutation(rule, f"{rule}-{getattr(change, '__name__', '')}", change, overlay))
         return change
 
     return note

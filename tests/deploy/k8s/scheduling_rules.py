@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from tests.deploy.k8s.rendering import Manifest, Manifests, Pod, is_run, named, of_kind, pods
@@ -72,8 +73,11 @@ def spreading(manifests: Manifests) -> Iterator[str]:
 
 
 def autoscaling(manifests: Manifests) -> Iterator[str]:
-    """What an autoscaler counts no manifest sets: each apply would undo it. Scaled down slowly, never to nothing."""
-    for scaler in of_kind(manifests, "HorizontalPodAutoscaler", "ScaledObject"):
+    """What an autoscaler counts no manifest sets: each apply would undo it. One a workload; down slowly, never to nothing."""
+    scalers = of_kind(manifests, "HorizontalPodAutoscaler", "ScaledObject")
+    counted = Counter(scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers)
+    yield from (f"{target}: is scaled by {number}" for target, number in counted.items() if number > 1)
+    for scaler in scalers:
         target, spec = scaler["spec"]["scaleTargetRef"]["name"], scaler["spec"]
         if "replicas" in named(manifests, "Deployment", target)["spec"]:
             yield f"{target}: its replicas are set, and scaled"
@@ -84,8 +88,23 @@ def autoscaling(manifests: Manifests) -> Iterator[str]:
         config = spec.get("advanced", {}).get("horizontalPodAutoscalerConfig", spec)
         if config["behavior"]["scaleDown"]["stabilizationWindowSeconds"] < 300:
             yield f"{target}: is scaled down in haste"
-        if scaler["kind"] == "ScaledObject" and spec["fallback"]["replicas"] < least:
-            yield f"{target}: falls back to fewer than ever"
+        if scaler["kind"] == "ScaledObject":
+            yield from _demand(target, spec, least, most)
+
+
+def _demand(target: str, spec: Manifest, least: int, most: int) -> Iterator[str]:
+    """What is asked of Prometheus has an answer, or else there are as many as before, and enough."""
+    fallback = spec.get("fallback", {})
+    if not least <= fallback.get("replicas", 0) <= most or fallback.get("behavior") != "currentReplicasIfHigher":
+        yield f"{target}: falls back to {fallback}"
+    asked = [trigger["metadata"] for trigger in spec["triggers"] if trigger["type"] == "prometheus"]
+    if not asked:
+        yield f"{target}: is not scaled by demand"
+    for metadata in asked:
+        if metadata.get("ignoreNullValues") != "false" or " or 0 * sum(up{" not in metadata["query"]:
+            yield f"{target}: takes no answer for no demand"
+        if float(metadata.get("activationThreshold", 0)) <= 0 or float(metadata["threshold"]) <= 0:
+            yield f"{target}: thresholds of {metadata['query']}"
 
 
 def priorities(manifests: Manifests) -> Iterator[str]:

@@ -23,7 +23,15 @@ VOLUMES = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret", "image",
 }  # fmt: skip
 HOST = ("hostNetwork", "hostPID", "hostIPC")
-CUSTOM = ("ServiceMonitor", "PodMonitor", "PrometheusRule", "ScaledObject", "LocalQueue", "TrainJob")
+CUSTOM = (
+    "ServiceMonitor",
+    "PodMonitor",
+    "PrometheusRule",
+    "ScaledObject",
+    "LocalQueue",
+    "TrainJob",
+    "NamespacedImageValidatingPolicy",
+)
 SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "API_KEY")
 TOKENS = {"Deployment/trainer"}  # who may ask the API server
 

@@ -8,19 +8,16 @@ from dataclasses import fields
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
 from client.__main__ import _parser as client_parser
 from common.stages import STAGES
 from deploy.k8s import model_store, snapshots, triton_canary
 from deploy.local.tritonserver import RESTRICTED, SHM_BYTES
-from generator_svc.admission_metrics import AdmissionMetrics
 from generator_svc.export import ExportSettings
-from generator_svc.metrics import GeneratorMetrics
 from generator_svc.stage_tensors import TEXT_ENCODER
 from retrieval_svc.import_command import add_import_command
 from tests.deploy.k8s.connections import FOLLOWED, NEVER_SET, OWN, connections
-from tests.deploy.k8s.rendering import MANIFESTS, OTHERWISE, OVERLAYS, environment, named, of_kind, pods, stack
+from tests.deploy.k8s.rendering import MANIFESTS, OPTIONS, OTHERWISE, OVERLAYS, environment, named, of_kind, pods, stack
 from tests.deploy.k8s.workload_rules import SETTINGS
 from trainer.knn_command import add_knn_flags
 
@@ -106,16 +103,6 @@ def test_every_secret_is_a_row_of_the_readme() -> None:
     assert used == told
 
 
-def test_the_queries_of_autoscalers_ask_for_metrics_that_there_are() -> None:
-    registry = CollectorRegistry()
-    GeneratorMetrics(registry), AdmissionMetrics(registry)
-    exported = {name for family in registry.collect() for name in (family.name, f"{family.name}_bucket")}
-    triggers = named(stack("gpu"), "ScaledObject", "triton")["spec"]["triggers"]
-    asked = set(re.findall(r"reimagen_\w+", " ".join(trigger["metadata"]["query"] for trigger in triggers)))
-    assert len(asked) == 3
-    assert asked <= exported
-
-
 def test_the_job_that_trains_is_the_one_that_the_service_makes() -> None:
     manifests = stack("local-cpu")
     ours, theirs = (named(manifests, "Job", name)["spec"] for name in ("train", "reimagen-one-1"))
@@ -199,7 +186,7 @@ def test_the_overlays_take_every_component() -> None:
     for path in (MANIFESTS / "overlays").rglob("kustomization.yaml"):
         taken |= {each.rpartition("/")[2] for each in yaml.safe_load(path.read_text()).get("components", ())}
     there = {path.name for path in (MANIFESTS / "components").iterdir()}
-    assert there - taken == {"model-store", "train-job"}, "these are what `otherwise` is for"
+    assert there - taken == {"model-store", "train-job", "autoscaling", "signed-images"} == set(OPTIONS) - taken
 
 
 def _container(overlay: str, name: str) -> dict:
@@ -208,7 +195,8 @@ def _container(overlay: str, name: str) -> dict:
 
 def test_custom_objects_are_few() -> None:
     """Each kind that Kubernetes does not bring has its schema here."""
-    kinds = {each["kind"] for overlay in OVERLAYS for each in stack(overlay) if "." in each["apiVersion"].split("/")[0]}
+    everything = (each for overlay in [*OVERLAYS, OTHERWISE] for each in stack(overlay))
+    kinds = {each["kind"] for each in everything if "." in each["apiVersion"].split("/")[0]}
     builtin = {"Role", "RoleBinding", "NetworkPolicy", "PriorityClass"}
     assert kinds - builtin == {
         "ServiceMonitor",
@@ -217,5 +205,6 @@ def test_custom_objects_are_few() -> None:
         "ScaledObject",
         "LocalQueue",
         "TrainJob",
+        "NamespacedImageValidatingPolicy",
     }
     assert of_kind(stack("gpu-ha"), "LocalQueue")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.deploy.k8s import (
+    admission_rules,
     monitor_rules,
     network_rules,
     platform_mutations,
@@ -38,6 +39,7 @@ RULES: list[Rule] = [
     workload_rules.grace,
     monitor_rules.scraping,
     qdrant_rules.limits,
+    admission_rules.signatures,
     scheduling_rules.gpus,
     scheduling_rules.rollouts,
     scheduling_rules.disruptions,
@@ -59,7 +61,7 @@ def test_the_overlays_keep_the_rule(overlay: str, rule: Rule) -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_what_breaks_the_rule_is_found(mutation: Mutation) -> None:
-    manifests = stack("gpu-ha")
+    manifests = stack(mutation.overlay)
     mutation.change(manifests)
     (rule,) = (rule for rule in RULES if rule.__name__ == mutation.rule)
     assert list(rule(manifests)), f"{mutation.rule} does not see it"

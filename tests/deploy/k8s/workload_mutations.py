@@ -59,7 +59,7 @@ def monitor_of_nobody(m: Manifests) -> None:
 
 @breaks("references")
 def autoscaler_of_nobody(m: Manifests) -> None:
-    named(m, "HorizontalPodAutoscaler", "retrieval")["spec"]["scaleTargetRef"]["kind"] = "StatefulSet"
+    named(m, "ScaledObject", "retrieval")["spec"]["scaleTargetRef"]["kind"] = "StatefulSet"
 
 
 @breaks("references")
@@ -250,26 +250,6 @@ def zones_that_pods_wait_for(m: Manifests) -> None:
 @breaks("spreading")
 def peers_on_one_node(m: Manifests) -> None:
     del pod(m, "qdrant", "StatefulSet")["affinity"]
-
-
-@breaks("autoscaling")
-def replicas_set_as_well(m: Manifests) -> None:
-    deployment(m, "retrieval")["replicas"] = 2
-
-
-@breaks("autoscaling")
-def scaled_to_nothing(m: Manifests) -> None:
-    named(m, "ScaledObject", "triton")["spec"]["minReplicaCount"] = 0
-
-
-@breaks("autoscaling")
-def scaled_down_at_once(m: Manifests) -> None:
-    named(m, "HorizontalPodAutoscaler", "generator")["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] = 0
-
-
-@breaks("autoscaling")
-def falls_back_to_less(m: Manifests) -> None:
-    named(m, "ScaledObject", "triton")["spec"]["fallback"]["replicas"] = 1
 
 
 @breaks("priorities")

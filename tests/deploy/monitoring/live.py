@@ -8,9 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 from deploy.monitoring.drill import Told, drill, watching
+from tests.deploy.monitoring.autoscalers import demands
 from tests.deploy.monitoring.exposition import MAX_SERIES, complaints, differences, scrape, series
 from tests.deploy.monitoring.random_requests import generator_requests, retrieval_requests, send
 
@@ -59,6 +61,18 @@ def check_rules_are_evaluated(prometheus: str) -> None:
         time.sleep(0.2)
     assert [(rule["name"], rule["lastError"]) for rule in rules if rule["health"] != "ok"] == []
     assert {rule["name"] for rule in rules if rule["type"] == "alerting"} >= {"ServiceDown", "ErrorBudgetBurnsFast"}
+
+
+def check_autoscalers_are_answered(prometheus: str) -> None:
+    """What the autoscalers of a cluster ask has one answer each: a number."""
+    for demand in demands():
+        give_up, found = time.monotonic() + PATIENCE_S, []
+        while not found:
+            assert time.monotonic() < give_up, f"no answer to {demand.query}"
+            time.sleep(0.2)
+            with urlopen(f"{prometheus}/api/v1/query?{urlencode({'query': demand.query})}", timeout=30) as page:
+                found = json.load(page)["data"]["result"]
+        assert len(found) == 1 and float(found[0]["value"][1]) >= 0, demand
 
 
 def check_fire_drill(metrics: Mapping[str, str], folder: Path, *, pid: int) -> Told:

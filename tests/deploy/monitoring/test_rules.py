@@ -91,7 +91,7 @@ def test_runbooks_speak_of_what_there_is() -> None:
     known = {prefix + each.name.upper() for kind, prefix in SETTINGS.values() for each in fields(kind)}
     assert set(re.findall(r"\bREIMAGEN_\w+", RUNBOOKS)) <= known
     said = set(re.findall(r"\b(?:reimagen|grpc_server|DCGM|kube|nv)_\w+", RUNBOOKS)) - {"reimagen_svc"}
-    assert {_family(name) for name in said} <= {metric.name for metric in documented()}
+    assert {family(name) for name in said} <= {metric.name for metric in documented()}
     for link in re.findall(r"\]\(([^)#]+)\)", RUNBOOKS + (MONITORING / "slo.md").read_text()):
         assert (MONITORING / link).exists(), link
     referred = set(re.findall(r"\b(?:[Aa]s|[Ss]ee|step before) ([A-Z]\w+)", RUNBOOKS))
@@ -109,7 +109,7 @@ def test_rules_ask_for_metrics_that_are_documented() -> None:
                 expression,
             )
         )
-        assert {_family(name) for name in asked - recorded} <= known, rule
+        assert {family(name) for name in asked - recorded} <= known, rule
         found |= asked
     assert len(found) > 40 and recorded & found
 
@@ -194,7 +194,8 @@ def _matches(matchers: list[str], labels: dict[str, str]) -> bool:
     return all(labels.get(name) == value for name, value in wanted.items())
 
 
-def _family(name: str) -> str:
+def family(name: str) -> str:
+    """The metric of a series' name."""
     return re.sub(r"_(bucket|sum|count)$", "", name) if name not in _OWN_COUNTS else name
 
 
