@@ -189,6 +189,15 @@ def test_the_overlays_take_every_component() -> None:
     assert there - taken == {"model-store", "train-job", "autoscaling", "signed-images"} == set(OPTIONS) - taken
 
 
+def test_the_readme_has_a_row_for_every_component() -> None:
+    """Both ways."""
+    (table,) = re.findall(r"^\| component \|.*?\n\n", README, re.MULTILINE | re.DOTALL)
+    told = {
+        name for names in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE) for name in re.findall(r"`(.+?)`", names)
+    }
+    assert told == {path.name for path in (MANIFESTS / "components").iterdir()}
+
+
 def _container(overlay: str, name: str) -> dict:
     return next(pod.containers[0] for pod in pods(stack(overlay)) if pod.name == name)
 
