@@ -29,6 +29,8 @@ SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
 IMAGE ?= retrieval
 ENGINE ?= docker
+# Modules of tests that run side by side; most of the time of most of them is waiting for processes.
+JOBS ?= 2
 
 .PHONY: help env triton kubectl chromium oracles prometheus fire-drill dashboards dashboards-check dashboard-pictures proto generate knowledge-base up down status test test-crashes test-faults test-soak soak test-images test-dashboards lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
 
@@ -145,7 +147,7 @@ fire-drill: env prometheus ## Stop a part of the stack of `make up`, and see tha
 
 test: lint triton kubectl knowledge-base oracles ## Lint, then run the whole test suite
 	-@$(MAKE) --no-print-directory --keep-going chromium prometheus  # of Debian: where it has none, their tests are skipped, by name
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses=$(JOBS) --dist=loadfile --durations=40
 
 test-crashes: proto ## Kill the knowledge base's writer at 100 random points
 	REIMAGEN_CRASHES=100 $(PY) -m pytest tests/retrieval_svc/test_crash.py

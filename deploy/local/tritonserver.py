@@ -109,6 +109,10 @@ class TritonServer:
         """Of the server; its stubs are its children."""
         return self._process.pid
 
+    def regions(self) -> set[Path]:
+        """Its models' shared memory that lies in `SHM` now."""
+        return set(SHM.glob(f"{self._shm_prefix}*"))
+
     def _arguments(self, settings: TritonSettings, home: Path) -> list[str]:
         key, header = self.admin_key, ADMIN_HEADER.removeprefix("triton-grpc-protocol-")
         flags = {

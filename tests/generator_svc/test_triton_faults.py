@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from common.service.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
-from deploy.local.tritonserver import SHM, TritonServer, TritonSettings, running_triton
+from deploy.local.tritonserver import TritonServer, TritonSettings, running_triton
 from generator_svc.export import ExportSettings, export
 from generator_svc.stage_tensors import StageRequest, pack_request
 from tests.generator_svc.test_triton_conformance import ORDERS, plans, text_inputs
@@ -150,13 +150,12 @@ def test_nothing_outlives_a_killed_server(weights: Path, tmp_path: Path) -> None
     """kill -9 in the middle of a step: the stub ends by itself, `stop` cleans shared memory."""
     export(ExportSettings(weights=weights, repository=tmp_path / "whole", threads=1, batches="1"))
     shutil.copytree(tmp_path / "whole" / MODEL, tmp_path / "repository" / MODEL)
-    before = set(SHM.iterdir())
     settings = TritonSettings(repository=tmp_path / "repository", log=tmp_path / "triton.log")
     with running_triton(settings) as running, stream(running) as opened:
         opened.send(MODEL, replace(long_request(), preview_every=1), name="a")
         opened.receive()
         stubs = running.stubs()
-        assert len(stubs) == 1 and set(SHM.iterdir()) - before
+        assert len(stubs) == 1 and running.regions()
         os.kill(running.pid, signal.SIGKILL)
         wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in stubs))
-    assert not {path for path in set(SHM.iterdir()) - before if path.name.startswith("reimagen-")}
+    assert not running.regions()
