@@ -82,15 +82,27 @@ class StandInKubernetesApi:
         with self.lock:
             self.objects[kind][name]["status"] = status
 
-    def add_pod(self, job: str, phase: str, log: str, *, code: int, index: int = 0) -> None:
-        """A pod of a Job, what it said, and the status that its container ended with."""
+    def add_pod(
+        self, job: str, phase: str, log: str, *, code: int, index: int = 0, lived: str = "", reason: str = "Error"
+    ) -> None:
+        """A pod of a Job, what it said, and the status that its container ended with.
+
+        `lived`: from when to when, "HH:MM-HH:MM"; with a "!" behind it the pod was ended because its Job had failed.
+        """
+        began, ended = (f"2026-01-02T{time}:00Z" if time else None for time in lived.strip("!").partition("-")[::2])
         with self.lock:
-            name = f"{job}-{index}-abcde"
-            ended = {"name": "node", "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
-            ended |= {"state": {"terminated": {"exitCode": code}}}
+            name = f"{job}-{index}-{len(self.objects['pods'])}"
+            container = {"name": "node", "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
+            container |= {"state": {"terminated": {"exitCode": code, "reason": reason, "finishedAt": ended}}}
             self.objects["pods"][name] = {
-                "metadata": {"name": name, "labels": {"batch.kubernetes.io/job-name": job}},
-                "status": {"phase": phase, "containerStatuses": [ended]},
+                "metadata": {
+                    "name": name,
+                    "labels": {"batch.kubernetes.io/job-name": job},
+                    "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
+                    "creationTimestamp": began,
+                    "deletionTimestamp": ended if lived.endswith("!") else None,
+                },
+                "status": {"phase": phase, "containerStatuses": [container]},
             }
             self.logs[name] = log
 

@@ -31,6 +31,10 @@ def failures(tmp_path: Path, *codes: int) -> ChildFailedError:
         ((3, 1), 3),  # the one that hung was killed, or failed for lack of the others
         ((1, -9), 128 + 9),  # memory ran out, and the other failed for lack of it
         ((-15, 1), 1),
+        ((3, -9), 128 + 9),  # memory ran out, and the other hung for lack of it
+        ((3, 1, -11, 1), 128 + 11),
+        ((-9, 3), 3),  # the one that hung was killed
+        ((3, 4, -9), 4),
     ],
 )
 def test_several_ranks_end_with_the_status_that_says_why(

@@ -126,6 +126,13 @@ def test_a_process_id_alone_is_nobody(tmp_path: Path, change: dict[str, Any]) ->
     assert identify(stranger.pid) is None and not is_alive(itself)
 
 
+def test_endings_name_the_signal_also_of_a_rank() -> None:
+    said = {code: str(Ending(code=code, asked=False, time_s=0.0)) for code in (1, -9, 128 + 9, 128 + 11, 255)}
+    assert said[-9] == "was ended by SIGKILL, or memory ran out" and said[1] == "ended with status 1"
+    assert said[137] == "ended with status 137 (SIGKILL, or memory ran out)" and said[139].endswith("(SIGSEGV)")
+    assert said[255] == "ended with status 255"
+
+
 def test_a_command_that_is_not_there_is_said(tmp_path: Path) -> None:
     process = LocalProcess(tmp_path, "a")
     process.launch(["/nowhere/python"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,16 +27,17 @@ _NOT_FOUND, _CONFLICT = 404, 409
 _LATER = (401, 408, 429)  # beside 5xx: a token is being renewed, the server is busy
 _UNREADABLE = (config.ConfigException, OSError, yaml.YAMLError, TypeError, KeyError, ValueError)  # as its client has it
 _JOB_NAME = "batch.kubernetes.io/job-name"
+_INDEX = "batch.kubernetes.io/job-completion-index"
 _TRAIN_JOB_NAME = "jobset.sigs.k8s.io/jobset-name"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LastWords:
-    """How the pods of a Job ended.
+    """How the pods of a Job's newest attempt ended.
 
     Attributes:
         exit_code: the status, not 0, of the container that tells most (see `most_telling`); None: it is not known any more.
-        said: its last lines.
+        said: its last lines, after why the cluster ended it (e.g. OOMKilled) where it did.
     """
 
     exit_code: int | None
@@ -131,7 +133,7 @@ class KubernetesApi:
             raise ExecutorAway(f"the pods of {kind} {name} cannot be deleted: {_said(error)}") from None
 
     def last_words(self, kind: Kind, name: str, lines: int) -> LastWords:
-        """How the pods of a Job or TrainJob that failed ended: what the one said last that tells most of it."""
+        """How the newest attempt of a Job or TrainJob that failed ended: what the pod said last that tells most of it."""
         nothing = LastWords(exit_code=None, said="")
         try:
             pods: list[Any] = self._call(
@@ -139,17 +141,19 @@ class KubernetesApi:
             ).items
             if not pods:
                 return nothing
-            failed = [pod for pod in pods if pod.status and pod.status.phase == "Failed"]
-            newest_first = sorted(failed or pods, key=_created, reverse=True)
-            codes = {code: pod for pod in reversed(newest_first) if (code := _exit_code(pod))}  # of each the newest pod
-            code = most_telling(c for pod in newest_first if (c := _exit_code(pod))) if codes else None
-            pod = newest_first[0] if code is None else codes[code]
-            nothing = LastWords(exit_code=code, said="")
+            attempt = _of_newest_attempt(pods)
+            failed = [pod for pod in attempt if _has_failed(pod)] or attempt
+            first_to_end = sorted(failed, key=_ended_s)
+            codes = [code for pod in first_to_end if (code := _exit_code(pod))]
+            code = most_telling(codes) if codes else None
+            pod = next(pod for pod in first_to_end if _exit_code(pod) == code)
+            nothing = LastWords(exit_code=code, said=_ended_by(pod))
             read = self._core.read_namespaced_pod_log
-            said = self._call(read, pod.metadata.name, self._namespace, tail_lines=lines, limit_bytes=MAX_LOG_BYTES)
+            log = self._call(read, pod.metadata.name, self._namespace, tail_lines=lines, limit_bytes=MAX_LOG_BYTES)
         except (client.ApiException, ExecutorAway):
             return nothing
-        return LastWords(exit_code=code, said=str(said).strip()[-MAX_SAID:])
+        said = "\n".join(filter(None, (nothing.said, str(log).strip())))
+        return LastWords(exit_code=code, said=said[-MAX_SAID:])
 
     def _call(self, method: Callable[..., T], *arguments: Any, **named: Any) -> T:
         try:
@@ -167,14 +171,57 @@ class KubernetesApi:
         return plain
 
 
-def _created(pod: Any) -> str:
-    return str(getattr(pod.metadata, "creation_timestamp", ""))
+def _of_newest_attempt(pods: Sequence[Any]) -> list[Any]:
+    """Of each index of a Job the pod that was made last, where it lived when the last of them was made.
+
+    A pod that fails is kept, and another one made in its place: what it ended with is not why that one's attempt failed.
+    Pods that have not begun when the Job ends tell nothing.
+    """
+    begun = [pod for pod in pods if _states(pod)] or pods
+    newest = {_place(pod): pod for pod in sorted(begun, key=_made_s)}
+    last = max(newest.values(), key=_made_s)
+    return [pod for pod in newest.values() if pod is last or _ended_s(pod) >= _made_s(last)]
+
+
+def _place(pod: Any) -> tuple[str | None, str | None]:
+    """The Job, of which a TrainJob may have several, and the index in it; a Job that is not indexed has one pod at a time."""
+    return (pod.metadata.labels or {}).get(_JOB_NAME), (pod.metadata.annotations or {}).get(_INDEX)
+
+
+def _made_s(pod: Any) -> float:
+    made = pod.metadata.creation_timestamp
+    return made.timestamp() if made else 0.0
+
+
+def _states(pod: Any) -> list[Any]:
+    """States of those of a pod's containers that have begun."""
+    found = [status.state for status in (pod.status and pod.status.container_statuses) or () if status.state]
+    return [state for state in found if state.running or state.terminated]
+
+
+def _ends(pod: Any) -> list[Any]:
+    """How those of a pod's containers ended that failed."""
+    return [state.terminated for state in _states(pod) if state.terminated and state.terminated.exit_code]
+
+
+def _has_failed(pod: Any) -> bool:
+    """Whether a pod failed by itself: not because its Job, which had failed, took it away."""
+    return bool(pod.status and pod.status.phase == "Failed" and not pod.metadata.deletion_timestamp)
+
+
+def _ended_s(pod: Any) -> float:
+    """When the first of its containers failed; infinity: that is not said."""
+    return min((end.finished_at.timestamp() for end in _ends(pod) if end.finished_at), default=math.inf)
 
 
 def _exit_code(pod: Any) -> int | None:
     """The first status that is not 0 of a pod's containers; None: there is none yet."""
-    ended = [status.state.terminated for status in pod.status.container_statuses or () if status.state]
-    return next((end.exit_code for end in ended if end and end.exit_code), None)
+    return next((end.exit_code for end in _ends(pod)), None)
+
+
+def _ended_by(pod: Any) -> str:
+    """Why the cluster ended a pod's container, where it says so: its log knows nothing of it."""
+    return next((str(end.reason) for end in _ends(pod) if end.reason not in (None, "Error")), "")
 
 
 def _selector(kind: Kind, name: str) -> str:

@@ -22,6 +22,7 @@ from trainer.service.processes import MARK, ProcessId, is_alive, marked, send, s
 LAUNCH_LOG = "launch.log"
 TAIL_LINES, TAIL_BYTES = 20, 4096
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey what it is shown
+_SIGNALS = set(signal.Signals)
 _QUIET = {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}  # bars are no lines; what is said is read at once
 
 
@@ -43,9 +44,14 @@ class Ending:
         if self.code is None:
             return "was killed, with whoever waited for it"
         if self.code >= 0:
-            return f"ended with status {self.code}"
-        name = signal.Signals(-self.code).name if -self.code in set(signal.Signals) else str(-self.code)
-        return f"was ended by {name}" + (", or memory ran out" if -self.code == signal.SIGKILL else "")
+            by_rank = self.code - 128  # torchrun says so of a rank that a signal has ended
+            return f"ended with status {self.code}" + (f" ({_signal(by_rank)})" if by_rank in _SIGNALS else "")
+        return f"was ended by {_signal(-self.code)}"
+
+
+def _signal(number: int) -> str:
+    name = signal.Signals(number).name if number in _SIGNALS else str(number)
+    return name + (", or memory ran out" if number == signal.SIGKILL else "")
 
 
 class LocalProcess:

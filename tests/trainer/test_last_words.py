@@ -1,0 +1,52 @@
+"""Why a Job has failed, of what its pods ended with: those of its newest attempt, and of these the one that tells most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.stand_in_kubernetes_api import NAMESPACE, serving_stand_in
+from trainer.endings import HUNG
+from trainer.service.kubernetes_api import KubernetesApi
+
+KILLED = 128 + 9
+Pod = tuple[int, str, int]
+"""Index, from when to when it lived, what it ended with."""
+
+
+@pytest.mark.parametrize(
+    ("pods", "telling"),
+    [
+        ([(0, "10:00-10:30", HUNG), (0, "10:31-10:40", 1)], (0, "10:31-10:40", 1)),
+        ([(0, "10:31-10:40", 1), (0, "10:00-10:30", 4)], (0, "10:31-10:40", 1)),  # in whatever order they are listed
+        (  # two attempts of two pods
+            [(0, "10:00-10:30", 4), (1, "10:00-10:31", 1), (0, "10:32-10:50", 1), (1, "10:32-10:49", HUNG)],
+            (1, "10:32-10:49", HUNG),
+        ),
+        (  # the second attempt's other pod was removed
+            [(0, "10:00-10:30", HUNG), (1, "10:00-10:30", 1), (1, "10:32-10:50", 1)],
+            (1, "10:32-10:50", 1),
+        ),
+        (  # or was ended because the Job had failed
+            [(0, "10:00-10:30", HUNG), (1, "10:00-10:30", 1), (0, "10:32-10:51!", KILLED), (1, "10:32-10:50", 1)],
+            (1, "10:32-10:50", 1),
+        ),
+        ([(0, "10:00-10:30", HUNG), (1, "10:00-10:25", KILLED)], (1, "10:00-10:25", KILLED)),  # one hung for the other
+        ([(0, "10:00-10:30", HUNG), (1, "10:00-10:31", KILLED)], (0, "10:00-10:30", HUNG)),  # the one that hung
+        ([(0, "10:00-10:30", 1), (1, "10:00-10:20", 1)], (1, "10:00-10:20", 1)),  # the other for lack of it
+    ],
+)
+def test_the_newest_attempts_pod_that_says_why_is_told(pods: list[Pod], telling: Pod, tmp_path: Path) -> None:
+    with serving_stand_in(tmp_path) as (cluster, kubeconfig):
+        for index, lived, code in pods:
+            cluster.add_pod("a", "Failed", f"{index} {lived}", code=code, index=index, lived=lived)
+        words = KubernetesApi(NAMESPACE, kubeconfig=kubeconfig, timeout_s=10.0).last_words("Job", "a", 20)
+    assert (words.exit_code, words.said) == (telling[2], f"{telling[0]} {telling[1]}")
+
+
+def test_a_pod_that_the_cluster_has_ended_says_why(tmp_path: Path) -> None:
+    with serving_stand_in(tmp_path) as (cluster, kubeconfig):
+        cluster.add_pod("a", "Failed", "step 7", code=KILLED, reason="OOMKilled")
+        words = KubernetesApi(NAMESPACE, kubeconfig=kubeconfig, timeout_s=10.0).last_words("Job", "a", 20)
+    assert (words.exit_code, words.said) == (KILLED, "OOMKilled\nstep 7")
