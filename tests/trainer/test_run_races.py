@@ -7,6 +7,7 @@ import json
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,7 +104,12 @@ def test_an_export_that_replaces_is_another_one(folders: Folders) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "is_known"),
-    [("weights", "../elsewhere", False), ("weights", "/etc", False), ("command", ["touch", "x"], True)],
+    [
+        ("weights", "../elsewhere", False),
+        ("weights", "/etc", False),
+        ("data", "../elsewhere", False),
+        ("command", ["touch", "x"], True),
+    ],
 )
 def test_what_is_written_in_a_runs_folder_runs_nothing_and_leads_nowhere(
     folders: Folders, name: str, value: Any, is_known: bool
@@ -116,6 +122,8 @@ def test_what_is_written_in_a_runs_folder_runs_nothing_and_leads_nowhere(
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     found = Exports(folders).get("a")
     assert (found is not None) == is_known and not hasattr(found, "command")
+    with pytest.raises(InvalidArgument, match=r"spec\.data"):
+        Exports(folders).start(replace(run, spec=replace(run.spec, data="../elsewhere")), "new", "")
 
 
 def test_a_page_is_no_larger_than_a_client_takes(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

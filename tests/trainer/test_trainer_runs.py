@@ -275,6 +275,44 @@ def test_a_damaged_record_is_told_and_hides_no_other(folders: Folders) -> None:
         later.get("c")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("data", "../weights/first", "spec.data: '../weights/first' is not a folder under the service's data folder"),
+        ("data", "/etc", "spec.data: '/etc' is not a folder under the service's data folder"),
+        ("data", "nowhere", "spec.data: 'nowhere' holds no prepared corpus"),
+        ("start_from", "../data/shapes", "spec.start_from: '../data/shapes' is not a folder under"),
+        ("ranks", 4096, "spec.ranks: 4096 ranks"),
+    ],
+)
+@pytest.mark.parametrize("launched", [False, True])
+def test_what_others_have_written_into_a_record_is_checked_before_it_is_launched(
+    folders: Folders, field: str, value: Any, said: str, launched: bool
+) -> None:
+    """Pods write where records lie. Also one whose turn has come, and that was not launched yet."""
+    runs = opened(folders)
+    for name in ("a", "b"):
+        runs.start(name, SPEC, "")
+    path = folders.run("a") / FOLDER / RECORD
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"spec": record["spec"] | {field: value}, "launched": launched}))
+    executor = Obedient(folders, max_runs=0)
+    later = opened(folders, executor)
+    later.reconcile(ExecutorKind.LOCAL)
+    assert executor.launched == ["b"], "the other is not held up"
+    assert later.get("a").state == RunState.FAILED and later.get("a").error.startswith(said)
+
+
+@pytest.mark.parametrize(("field", "value"), [("data", 5), ("examples", "8"), ("ranks", -1), ("limit_s", float("nan"))])
+def test_a_record_of_other_kinds_of_values_is_damaged(folders: Folders, field: str, value: Any) -> None:
+    opened(folders).start("a", SPEC, "")
+    path = folders.run("a") / FOLDER / RECORD
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"spec": record["spec"] | {field: value}}))
+    with pytest.raises(DataLoss):
+        opened(folders).get("a")
+
+
 def test_the_copy_of_a_folder_does_not_speak_for_its_run(folders: Folders) -> None:
     runs = opened(folders)
     run = runs.start("a", SPEC, "")

@@ -103,6 +103,7 @@ class Exports:
         """
         request_id = canonical(request_id)
         inside("weights", weights, self._folders.weights, "weights")
+        inside("spec.data", run.spec.data, self._folders.data, "data")  # others can write into the folders of runs
         with self._lock:
             before = self._records.get(run.name)
             known = _known(before, request_id)
@@ -266,7 +267,9 @@ def _read(folder: Path) -> ExportRecord | None:
         written: Mapping[str, Any] = json.loads((folder / FOLDER / EXPORT).read_text())
         check_is_of(folder, written["run"])
         record = _record(written)
-        inside("weights", record.weights, folder, "weights")  # no record leads a process out of the weights folder
+        inside("weights", record.weights, folder, "weights")  # no record leads a process out of the service's folders
+        if record.data:
+            inside("data", record.data, folder, "data")
         return record
     except (FileNotFoundError, NotADirectoryError):
         return None

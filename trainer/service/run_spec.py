@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
@@ -75,10 +76,26 @@ class RunSpec:
             TypeError, ValueError: it did not.
         """
         executor = document["executor"]
-        return cls(
+        spec = cls(
             **{
                 **document,
                 "executor": ExecutorKind(executor) if executor else None,
                 "pod": PodResources(**document["pod"]),
             }
         )
+        for part in (spec, spec.pod):
+            _check_kinds(part)
+        return spec
+
+
+def _check_kinds(part: RunSpec | PodResources) -> None:
+    """Raises ValueError where a value is not of its field's kind, or is a number that no request can bring."""
+    for each in fields(part):
+        value = getattr(part, each.name)
+        if isinstance(each.default, int | float):
+            kinds = (int,) if isinstance(each.default, int) else (int, float)
+            fits = type(value) in kinds and 0 <= value < math.inf
+        else:
+            fits = not isinstance(each.default, str) or isinstance(value, str)
+        if not fits:
+            raise ValueError(f"{each.name}: {value!r}")

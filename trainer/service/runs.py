@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from common.service.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from trainer.presets import PRESETS
 from trainer.service.executor import Executor, ExecutorAway, ExecutorError, Observed, Phase
 from trainer.service.request_ids import MAX_REQUESTS, canonical, eight_digits
 from trainer.service.run_log import Progress, ProgressReader
 from trainer.service.run_record import MAX_EARLIER, RunRecord, RunState, digest_of, read_record, write_record
 from trainer.service.run_removal import SUFFIX, discard, discard_all, set_aside
 from trainer.service.run_spec import ExecutorKind, RunSpec
-from trainer.service.spec_rules import Folders, check_folder, check_name, check_spec
+from trainer.service.spec_rules import Folders, check_folder, check_name, check_spec, total_examples
 
 _KEPT = ("preset", "data", "start_from")  # of a run that goes on
 _SOMEBODY_ELSE = "was asked to end, by nobody of this service; StartRun goes on from the state that it saved"
@@ -284,8 +283,10 @@ class Runs:
 
     def _launch(self, record: RunRecord, executor: Executor) -> None:
         try:
+            check_name(record.name)
+            check_spec(record.spec, self._folders)  # as at `start`: others can write into the folders of runs
             executor.launch(record)
-        except ExecutorError as error:
+        except (ExecutorError, InvalidArgument) as error:
             self._end(record, RunState.FAILED, error=str(error))
         except ExecutorAway as away:
             self._change(record, status=str(away))
@@ -391,9 +392,3 @@ class Runs:
             return
         if record is not None:
             self._remember(record)
-
-
-def total_examples(spec: RunSpec) -> int:
-    """Examples at which a run ends; 0: its preset is not known any more."""
-    total = PRESETS[spec.preset].total_examples if spec.preset in PRESETS else 0
-    return min(spec.examples or total, total)

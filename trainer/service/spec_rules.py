@@ -1,4 +1,7 @@
-"""Runs are checked before anything is started: what can be wrong is refused here, by the name of a field."""
+"""Runs are checked before anything is started: what can be wrong is refused here, by the name of a field.
+
+A run is checked when it is asked for, and again when its turn comes: records lie where pods, too, can write.
+"""
 
 from __future__ import annotations
 
@@ -86,6 +89,12 @@ def check_spec(spec: RunSpec, folders: Folders) -> None:
             f"{spec.side} is not a multiple of {row.unet.granularity} up to {row.stage}, as {row.name} needs",
         )
     _check_pod(spec)
+
+
+def total_examples(spec: RunSpec) -> int:
+    """Examples at which a run ends; 0: its preset is not known any more."""
+    total = PRESETS[spec.preset].total_examples if spec.preset in PRESETS else 0
+    return min(spec.examples or total, total)
 
 
 def inside(field: str, text: str, root: Path, what: str) -> Path:

@@ -13,7 +13,7 @@ from trainer.service.exports import ExportRecord
 from trainer.service.run_log import Figures, Progress, SampleGrid
 from trainer.service.run_record import RunRecord, RunState
 from trainer.service.run_spec import ExecutorKind, PodResources, RunSpec
-from trainer.service.runs import total_examples
+from trainer.service.spec_rules import total_examples
 
 MAX_DURATION_S = 315_576_000_000  # of google.protobuf.Duration: some 10,000 years
 _SAME = (
