@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import time
@@ -23,10 +24,10 @@ from trainer.distributed import ALONE, Ranks
 from trainer.loader import Loader, share_of
 from trainer.loss import paired_losses
 from trainer.presets import Preset
-from trainer.run_folder import append_line, held
+from trainer.run_folder import LOG, append_line, cut_log, held
 from trainer.snapshots import save_snapshot, snapshot_every
 from trainer.sources import Source
-from trainer.state import RunState, resume, save_state, set_aside, uses_bfloat16
+from trainer.state import RunState, resume, save_state, set_aside, state_path, uses_bfloat16
 from trainer.warm_start import WarmStart, begin_from
 from trainer.watchdog import LED, Watchdog
 
@@ -36,7 +37,7 @@ class Schedule:
     """How often the loop turns aside from training, in seconds; or in steps, which a resumed run meets again.
 
     Attributes:
-        log_every_s: a line of `log.jsonl`.
+        log_every_s: a line of `log.jsonl` on the steps since the one before; also before each evaluation, and at the end.
         evaluate_every_s: held-out losses, sample grids and plots.
         save_every_s: the run's state.
         evaluate_every_steps, save_every_steps: the same by steps, besides; 0: never.
@@ -67,7 +68,7 @@ class Trainer:
 
     Attributes:
         warm_start: what a new run took over from other weights.
-        damaged: states that were passed over; `run` renames them.
+        damaged: states that were passed over; `enter_folder` renames them.
         stopping: the run ends after this step.
         hurried: a rank was asked to by a signal, and all end without a last evaluation: what sent it may not wait for long.
         signalled: the signal that this rank was sent; 0: none.
@@ -208,12 +209,21 @@ class Trainer:
             )
         watching = self.watchdog.watching() if self.watchdog is not None else nullcontext()
         with self._alone(), self._until_asked_to_stop(), watching:
-            self.ranks.led(lambda: set_aside(self.damaged))
+            self.ranks.led(self.enter_folder)
             self._loop(schedule, show, look)
             if self._saved_step != self.state.step:
                 self.save()
             if not self.hurried:
                 self.evaluate(look)
+
+    def enter_folder(self) -> None:
+        """Put away what was done after the state that the run goes on from; for who holds the folder, before the first step."""
+        set_aside(self.damaged)
+        step = self.state.step if state_path(self.folder, self.state.step).exists() else None
+        lost = cut_log(self.folder, step)
+        if lost:
+            since = "without a saved state" if step is None else f"after the state of step {step}"
+            logging.info("%d lines of %s/%s go: they tell of what was done %s", lost, self.folder, LOG, since)
 
     def _loop(
         self, schedule: Schedule, show: Callable[[int, dict[str, float]], None], look: Callable[[Trainer], None]
@@ -232,7 +242,7 @@ class Trainer:
                 if self.ranks.leads:
                     self._tell(figures, show)
                 evaluating, saving = self._agree(clock)
-                if clock.due("log"):
+                if evaluating or clock.due("log"):
                     self._log_window(window, clock.restart("log"))
                     window = []
                 if self.preset.ema == "post-hoc" and self.state.step % snapshot_every(self.preset) == 0:
@@ -241,11 +251,12 @@ class Trainer:
                 if evaluating:
                     self.evaluate(look)
                     clock.restart("evaluate")
-                    clock.restart("log")
-                    window = []
+                    clock.restart("log")  # its time is none of the steps'
                 if saving:
                     self.save()
                     clock.restart("save")
+        if window:
+            self._log_window(window, clock.restart("log"))
 
     def _tell(self, figures: dict[str, float], show: Callable[[int, dict[str, float]], None]) -> None:
         for recorder in self.recorders:

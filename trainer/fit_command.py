@@ -182,7 +182,8 @@ def open_source(row: Preset, prepared: Prepared) -> Source:
     """Where the preset's batches come from.
 
     Raises:
-        ValueError: the captions were encoded by another text encoder than the preset's.
+        ValueError: the captions were encoded by another text encoder than the preset's; or there are no pairs to train on,
+            or none to evaluate on, which a run is not begun without: nobody would see whether it learns.
     """
     width = prepared.states.shape[1]
     if row.unet.text_width and (prepared.text_encoder, width) != (row.text_encoder, row.unet.text_width):
@@ -192,14 +193,18 @@ def open_source(row: Preset, prepared: Prepared) -> Source:
             f"{row.unet.text_width} wide: run `python -m trainer prepare --preset {row.name}`"
         )
     if row.unet.scale == 1:
-        return NeighborSource(prepared=prepared, preset=row)
+        source: Source = NeighborSource(prepared=prepared, preset=row)
+        source.check()
+        return source
     spec = stage(row.stage)
     if spec.size <= RENDER_SIZE:
         pixels, owners = prepared.pictures[RENDER_SIZE], np.arange(len(prepared.keys))
     else:
         folder = prepared.folder / f"crops-{DRAWN_SIZE}"
         pixels, owners = np.load(folder / "pixels.npy", mmap_mode="r"), np.load(folder / "owners.npy")
-    return CropSource(prepared=prepared, preset=row, spec=spec, pixels=pixels, owners=owners)
+    source = CropSource(prepared=prepared, preset=row, spec=spec, pixels=pixels, owners=owners)
+    source.check()
+    return source
 
 
 def _loader(flags: argparse.Namespace, *, on_gpu: bool) -> Loader:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -103,29 +104,30 @@ class Readers:
         """How well captions of held-out pairs are read, the same ones every time.
 
         `color_error`: mean difference of the ground's color, of 255. `place_error`: of zoom and shift, in canvas units.
-        `neighbor_named`: share of pictures whose nearest neighbor has the best score, of those with several.
+        `neighbor_named`: share of pictures whose nearest neighbor has the best score, of those with several; not given
+        where none has.
         """
-        sums: dict[str, list[float]] = {"color_error": [], "place_error": [], "neighbor_named": []}
+        found: dict[str, list[float]] = {"color_error": [], "place_error": [], "neighbor_named": []}
         for i in range(num_batches):
             batch = self._source.held_out_batch(rng_of(_HELD_OUT + self._seed, i), self._side).to(self._device)
             off = (self.placement(batch.text, batch.text_mask) - batch.placement).abs()
-            sums["color_error"].append(float(off[:, 4:].mean()) * LEVELS)
-            sums["place_error"].append(float(off[:, :4].mean()))
-            sums["neighbor_named"].append(self._losses(batch)[2])
-        return {name: sum(found) / len(found) for name, found in sums.items()}
+            found["color_error"].append(float(off[:, 4:].mean()) * LEVELS)
+            found["place_error"].append(float(off[:, :4].mean()))
+            found["neighbor_named"] += self._losses(batch)[2].float().tolist()
+        return {name: fmean(values) for name, values in found.items() if values}
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
-        """Squared error of placement and color, cross entropy of the nearest neighbor, and how often it is named."""
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared error of placement and color, cross entropy of the nearest neighbor, and of each picture that has several
+        neighbors whether it is named."""
         placing = (self.placement(batch.text, batch.text_mask) - batch.placement).square().mean()
         mask = batch.neighbor_mask
         several = mask.sum(1) > 1
         if not bool(several.any()):
-            return placing, placing.new_zeros(()), 1.0
+            return placing, placing.new_zeros(()), several.new_zeros(0)
         shape = mask.shape
         offered = self.preference.offered(batch.neighbor_text.flatten(0, 1), batch.neighbor_text_mask.flatten(0, 1))
         asked = self.preference.asked(batch.text, batch.text_mask)
         scores = self.preference.score(asked, offered.unflatten(0, shape)).masked_fill(~mask, -1e4)
         nearest = nearest_of(batch, cut_out(batch.neighbors), mask)
         naming = (F.cross_entropy(scores, nearest, reduction="none") * several).mean()
-        named = (scores.argmax(1) == nearest)[several].float().mean()
-        return placing, naming, float(named)
+        return placing, naming, (scores.argmax(1) == nearest)[several]

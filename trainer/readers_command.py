@@ -67,6 +67,7 @@ def fit_readers(flags: argparse.Namespace) -> None:
         check_replaced(flags.weights, row.stage, trainer.state.examples, row.unet)
     readers = Readers(trainer.state.unet, row, prepared, plan)
     with held(flags.run):
+        trainer.enter_folder()
         describe_run(trainer, prepared)
         _fit(trainer, readers, plan)
         _take_over(trainer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -51,6 +52,27 @@ def append_line(folder: Path, line: dict[str, Any]) -> None:
         cut = end > 0 and stream.read(1) != b"\n"
         text = json.dumps({"time": round(time.time(), 1)} | line) + "\n"
         stream.write((b"\n" if cut else b"") + text.encode())
+
+
+def cut_log(folder: Path, step: int | None) -> int:
+    """Cut the run's log where it tells of a step after `step`; gives how many lines go.
+
+    Args:
+        step: the one that a run goes on from: what it did after that is lost, and done again. None: it begins, and all is lost.
+    """
+    path = folder / LOG
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    kept = next((i for i, line in enumerate(lines) if step is None or _step(line) > step), len(lines))
+    if kept < len(lines):
+        os.truncate(path, sum(map(len, lines[:kept])))
+    return len(lines) - kept
+
+
+def _step(line: bytes) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # cut by a crash
+        return -1
 
 
 def describe(

@@ -31,14 +31,29 @@ class NeighborSource:
     preset: Preset
 
     def batch(self, rng: np.random.Generator, side: int) -> Batch:
-        return base_batch(self.prepared, self.preset, rng, side, self._anchors(rng, held_out=False))
+        return self._draw(rng, side, held_out=False)
 
     def held_out_batch(self, rng: np.random.Generator, side: int) -> Batch:
-        return base_batch(self.prepared, self.preset, rng, side, self._anchors(rng, held_out=True))
+        return self._draw(rng, side, held_out=True)
 
-    def _anchors(self, rng: np.random.Generator, *, held_out: bool) -> np.ndarray:
-        enough = (self.prepared.neighbors >= 0).sum(1) >= max(1, self.preset.neighbors)
-        return rng.choice(np.flatnonzero((self.prepared.held_out == held_out) & enough), self.preset.groups)
+    def _draw(self, rng: np.random.Generator, side: int, *, held_out: bool) -> Batch:
+        anchors = rng.choice(self._anchors(held_out=held_out), self.preset.groups)
+        return base_batch(self.prepared, self.preset, rng, side, anchors)
+
+    def check(self) -> None:
+        """Whether there are pairs to train on and pairs to evaluate on.
+
+        Raises:
+            ValueError: there are not; the message names the folder and what it lacks.
+        """
+        for held_out in (False, True):
+            self._anchors(held_out=held_out)
+
+    def _anchors(self, *, held_out: bool) -> np.ndarray:
+        needed = max(1, self.preset.neighbors)
+        enough = (self.prepared.neighbors >= 0).sum(1) >= needed
+        found = np.flatnonzero((self.prepared.held_out == held_out) & enough)
+        return _some(found, self.prepared, held_out, f" with {needed} neighbors or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +80,7 @@ class CropSource:
         return self._draw(rng, side, held_out=True)
 
     def _draw(self, rng: np.random.Generator, side: int, *, held_out: bool) -> Batch:
-        rows = rng.choice(np.flatnonzero(self.prepared.held_out[self.owners] == held_out), self.preset.groups)
+        rows = rng.choice(self._rows(held_out=held_out), self.preset.groups)
         read = self.preset.unet.text_width > 0
         variants = [self._variant(int(row), rng) for row in rows] if read else []
         pictures = (
@@ -77,6 +92,18 @@ class CropSource:
         batch = super_resolution_batch(crops, self.preset, rng, side, self.spec.train_augmentation)
         captions = [(int(self.owners[row]), variant) for row, variant in zip(rows, variants, strict=False)]
         return with_captions(batch, self.prepared, self.preset, rng, side, captions) if read else batch
+
+    def check(self) -> None:
+        """Whether there are pairs to train on and pairs to evaluate on.
+
+        Raises:
+            ValueError: there are not; the message names the folder and what it lacks.
+        """
+        for held_out in (False, True):
+            self._rows(held_out=held_out)
+
+    def _rows(self, *, held_out: bool) -> np.ndarray:
+        return _some(np.flatnonzero(self.prepared.held_out[self.owners] == held_out), self.prepared, held_out, "")
 
     def _variant(self, row: int, rng: np.random.Generator) -> int:
         """One of the scenes of the row's pair; of a stored crop, one that shows the entity at its whole size."""
@@ -100,6 +127,21 @@ class CropSource:
             half = self.prepared.pictures[RENDER_SIZE // 2][self.owners[row]]
             return compose(lambda n: half, Scene(color=color, corner=corner), RENDER_SIZE)
         return compose(lambda n: full, Scene(color=color), full.shape[0])
+
+
+def _some(found: np.ndarray, prepared: Prepared, held_out: bool, kind: str) -> np.ndarray:
+    """What was found.
+
+    Raises:
+        ValueError: that is nothing.
+    """
+    if len(found):
+        return found
+    wanted, what = ("held-out", "evaluation") if held_out else ("training", "training")
+    raise ValueError(
+        f"--data: {prepared.folder} has no {wanted} pairs{kind}, and {what} needs some: say `held_out` of some pairs of "
+        "its corpus, not of all, and prepare it and look up its neighbors again"
+    )
 
 
 def _python_rng(rng: np.random.Generator) -> random.Random:

@@ -97,6 +97,11 @@ def new_state(preset: Preset, device: torch.device, ranks: Ranks = ALONE) -> Run
     )
 
 
+def state_path(folder: Path, step: int) -> Path:
+    """Where a run's state after so many steps is kept."""
+    return folder / f"state-{step:08d}.safetensors"
+
+
 def save_state(folder: Path, state: RunState, preset: Preset) -> Path:
     """Write the state atomically, then drop all but the newest KEPT; all ranks together, the first writes.
 
@@ -109,7 +114,7 @@ def save_state(folder: Path, state: RunState, preset: Preset) -> Path:
         if state.ranks.leads:
             tensors[name] = whole.detach().cpu().contiguous()
     header = {"step": str(state.step), "examples": str(state.examples), "preset": json.dumps(preset.to_json())}
-    path = folder / f"state-{state.step:08d}.safetensors"
+    path = state_path(folder, state.step)
     state.ranks.led(partial(_write, path, tensors, header))
     return path
 

@@ -16,9 +16,9 @@ class TensorBoardLog:
     """Recorder of a run's lines and pictures; the horizontal axis is the step."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Events of a part of the run that was lost, from `step` on, are hidden from view."""
+        """Events of a part of the run that was lost, after `step`, are hidden from view."""
         self._pictures = 0
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def stepped(self, figures: dict[str, float], examples: int) -> None:
         """Single steps are too many to keep."""

@@ -236,6 +236,45 @@ def test_the_log_is_lines_of_json(prepared: Prepared, tiny: Preset, tmp_path: Pa
     assert all(line["examples_per_s"] > 0 for line in lines[:-1])
 
 
+def test_every_step_is_in_a_train_line_however_often_it_is_evaluated(
+    prepared: Prepared, tiny: Preset, tmp_path: Path
+) -> None:
+    """Evaluations come more often than lines; the last steps come to an end before either."""
+    row = replace(tiny, total_examples=5 * tiny.batch, curriculum=((2**62, 16),))
+    told: list[tuple[int, float]] = []
+    trainer = opened(prepared, row, tmp_path)
+    trainer.held_out_losses = lambda num_batches=4: {"full": 0.5}  # type: ignore[method-assign]
+    trainer.run(
+        replace(NEVER, evaluate_every_steps=2),
+        lambda examples, figures: told.append((examples, figures["loss"])),
+        no_look,
+    )
+    lines = lines_of(tmp_path)
+    expected = [("train", 2), ("held_out", 2), ("train", 4), ("held_out", 4), ("train", 5), ("held_out", 5)]
+    assert [(line["kind"], line["step"]) for line in lines] == expected
+    losses = [loss for _, loss in told]
+    means = [np.mean(losses[:2]), np.mean(losses[2:4]), losses[4]]
+    assert [line["loss"] for line in lines if line["kind"] == "train"] == pytest.approx(means)
+
+
+def test_what_was_logged_after_the_state_that_it_goes_on_from_is_cut(
+    prepared: Prepared, tiny: Preset, tmp_path: Path
+) -> None:
+    """As after `kill -9`, once before a state was saved and once after."""
+    row = replace(tiny, curriculum=((2**62, 16),))
+    each = Schedule(log_every_s=0.0, evaluate_every_s=1e9, save_every_s=1e9)
+    killed = opened(prepared, row, tmp_path)
+    killed.log({"kind": "train", "loss": 1.0})
+    for end in (2, 3):
+        trainer = opened(prepared, replace(row, total_examples=end * row.batch), tmp_path)
+        trainer.held_out_losses = lambda num_batches=4: {"full": 0.5}  # type: ignore[method-assign]
+        trainer.run(each, no_show, no_look)
+        trainer.state.step += 1
+        trainer.log({"kind": "train", "loss": 1.0})
+    steps = [(line["kind"], line["step"]) for line in lines_of(tmp_path)[:-1]]
+    assert steps == [("train", 1), ("train", 2), ("held_out", 2), ("train", 3), ("held_out", 3)]
+
+
 def test_a_damaged_state_is_passed_over_by_name(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
     row = replace(tiny, total_examples=2 * tiny.batch)
     trainer = opened(prepared, row, tmp_path)

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,17 +24,37 @@ GAP, CELL, LABEL = 4, 128, 14
 CPU = torch.device("cpu")
 
 
+class Board:
+    """Recorder of pictures."""
+
+    def __init__(self) -> None:
+        self.pictures: list[tuple[str, np.ndarray, int]] = []
+
+    def stepped(self, figures: dict[str, float], examples: int) -> None: ...
+
+    def logged(self, line: dict[str, Any]) -> None: ...
+
+    def saved(self, seconds: float) -> None: ...
+
+    def pictured(self, name: str, picture: np.ndarray, step: int) -> None:
+        self.pictures.append((name, picture, step))
+
+
 def test_first_stage(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
     """Two neighbors, the truth, with neighbors, without: five rows, a column for each group of four."""
     row = replace(tiny, curriculum=((2**62, 16),))
     trainer, _ = open_run(row, NeighborSource(prepared=prepared, preset=row), tmp_path, CPU)
     trainer.learn(trainer.draw(0, 0))
+    board = Board()
+    trainer.recorders = [board]
     look(trainer)
     name = f"samples-{row.batch:09d}.png"
     assert {"samples.png", name, "losses.png"} <= {p.name for p in tmp_path.iterdir()}
     assert (tmp_path / name).read_bytes() == (tmp_path / "samples.png").read_bytes()
     sheet = decode_rgb((tmp_path / "samples.png").read_bytes())
     assert sheet.shape == (GAP + 5 * (CELL + GAP + LABEL), GAP + tiny.groups * (CELL + GAP), 3)
+    ((told, picture, step),) = board.pictures
+    assert (told, step) == ("samples", 1) and np.array_equal(picture, sheet)
     rows = [
         sheet[GAP + LABEL + r * (CELL + GAP + LABEL) : GAP + r * (CELL + GAP + LABEL) + LABEL + CELL] for r in range(5)
     ]

@@ -15,10 +15,13 @@ from common.checkpoint import load_stage, publish_stage
 from common.unet.unet import UNet
 from tests.trainer.shapes import WIDTH
 from trainer.__main__ import main
+from trainer.batches import Batch
 from trainer.dataset import Prepared, spoken_caption
 from trainer.look import read_log
 from trainer.presets import Preset
 from trainer.readers import Readers, ReadersPlan
+from trainer.run_folder import append_line
+from trainer.sources import NeighborSource
 from trainer.state_file import read_tensors
 
 
@@ -68,6 +71,29 @@ def test_the_loss_falls_and_captions_never_seen_are_read_ever_better(worded: Pre
     assert changed and all(name.startswith(("placement.", "preference.")) for name in changed)
 
 
+def test_pictures_without_several_neighbors_name_none(
+    worded: Prepared, tiny: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of them counts for nothing; where there are no others there is no figure."""
+    readers = Readers(unet_of(tiny), tiny, worded, ReadersPlan(captions=8))
+    drawn, alone = NeighborSource.held_out_batch, {0, 2}
+    drawn_so_far: list[int] = []
+
+    def fewer(source: NeighborSource, rng: np.random.Generator, side: int) -> Batch:
+        batch = drawn(source, rng, side)
+        drawn_so_far.append(0)
+        if (len(drawn_so_far) - 1) % 4 in alone:
+            batch.neighbor_mask[:, 1:] = False
+        return batch
+
+    of_all = readers.held_out(4)["neighbor_named"]
+    monkeypatch.setattr(NeighborSource, "held_out_batch", fewer)
+    some = readers.held_out(4)["neighbor_named"]
+    assert 0.0 <= of_all < 0.95 and some < 0.95, "were those without counted as named, they would be half of it"
+    alone |= {1, 3}
+    assert set(readers.held_out(4)) == {"color_error", "place_error"}
+
+
 def test_they_are_the_same_whatever_was_drawn_or_learnt_before(worded: Prepared, tiny: Preset) -> None:
     found = []
     for seed in (0, 1):
@@ -79,7 +105,10 @@ def test_they_are_the_same_whatever_was_drawn_or_learnt_before(worded: Prepared,
 
 def test_a_run_begins_from_them_and_goes_on(prepared_folder: Path, tiny: Preset, tmp_path: Path) -> None:
     run = tmp_path / "run"
+    run.mkdir()
     given = ["--preset", "tiny-64", "--data", str(prepared_folder), "--run", str(run), "--threads", "1"]
+    for steps in (0, 1, 2):  # of a training that was interrupted before
+        append_line(run, {"kind": "readers", "step": 0, "readers_step": steps, "color_error": 1.0})
     assert main(["fit-readers", *given, "--steps", "2", "--captions", "8"]) == 0
     tensors, header = read_tensors(run / "state-00000000.safetensors")
     fresh = unet_of(tiny, tiny.seed).state_dict()
@@ -92,6 +121,7 @@ def test_a_run_begins_from_them_and_goes_on(prepared_folder: Path, tiny: Preset,
     assert [line["readers_step"] for line in lines] == [0, 1, 2] and lines[-1]["color_error"] > 0
     assert (run / "readers.png").is_file() and (run / "run.json").is_file() and header["examples"] == "0"
     assert main(["fit", *given, "--examples", "8"]) == 0
+    assert [line["kind"] for line in read_log(run)] == ["readers"] * 3 + ["train", "held_out"]
     assert sorted(path.name for path in run.glob("state-*")) == [f"state-0000000{step}.safetensors" for step in (0, 1)]
 
 

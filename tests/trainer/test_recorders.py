@@ -16,7 +16,7 @@ from common.service.metrics import MetricsEndpoint, process_registry
 from trainer.dataset import Prepared
 from trainer.fit import Schedule, Trainer, open_run
 from trainer.fit_command import LogLines
-from trainer.look import look, read_log
+from trainer.look import read_log
 from trainer.presets import Preset
 from trainer.sources import NeighborSource
 from trainer.tensorboard_log import ALL_PICTURES, TensorBoardLog
@@ -30,13 +30,18 @@ def run_of(steps: int, row: Preset, prepared: Prepared, folder: Path) -> Trainer
     return open_run(row, NeighborSource(prepared=prepared, preset=row), folder, torch.device("cpu"))[0]
 
 
+def a_picture(trainer: Trainer) -> None:
+    """What `look` tells the recorders, without the work."""
+    trainer.picture("samples", np.zeros((2, 2, 3), np.uint8))
+
+
 def test_tensorboard_reads_the_run(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
     """The log's figures by step, and the grid; what a resumed run does again replaces what was lost."""
     for steps in (2, 4):
         trainer = run_of(steps, tiny, prepared, tmp_path)
         board = TensorBoardLog(tmp_path, trainer.state.step)
         trainer.recorders = [board]
-        trainer.run(EACH_STEP, lambda examples, figures: None, look)
+        trainer.run(EACH_STEP, lambda examples, figures: None, a_picture)
         board.close()
         if steps == 2:  # a part that is lost: it was told, and never saved
             lost = TensorBoardLog(tmp_path, 2)
@@ -51,6 +56,15 @@ def test_tensorboard_reads_the_run(prepared: Prepared, tiny: Preset, tmp_path: P
         read.Tags()["scalars"]
     )
     assert [image.step for image in read.Images("samples")] == [2, 4]
+
+
+def test_tensorboard_forgets_what_a_run_that_begins_anew_had_told(tmp_path: Path) -> None:
+    for loss in (99.0, 0.5):  # the first was killed before it saved a state
+        board = TensorBoardLog(tmp_path, 0)
+        board.logged({"kind": "train", "step": 1, "examples": 8, "side": 16, "loss": loss})
+        board.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == [0.5]
 
 
 def test_pictures_of_a_long_run_grow_rarer(tmp_path: Path) -> None:

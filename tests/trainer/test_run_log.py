@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from trainer.run_folder import cut_log
 from trainer.service.run_log import CHUNK_BYTES, LogTail, ProgressReader
 
 
@@ -22,6 +25,32 @@ def test_lines_are_read_once_whole_and_from_the_start_where_the_log_was_cut(tmp_
     assert [(found.step, found.values) for found in tail.read()] == [(2, {"full": 0.5})]
     log.write_text(json.dumps({"step": 3} | line) + "\n")
     assert [found.step for found in tail.read()] == [3]
+
+
+@pytest.mark.parametrize("again", [1, 2, 5])
+def test_a_log_that_is_cut_and_written_on_is_told_without_what_was_told(again: int, tmp_path: Path) -> None:
+    """By a run that goes on from an earlier state, to before where it was, just there and beyond, before we look."""
+    log, tail = tmp_path / "log.jsonl", LogTail(tmp_path)
+    lines = [json.dumps({"time": t, "kind": "train", "step": t, "examples": 8, "loss": 0.1}) + "\n" for t in range(9)]
+    log.write_text("".join(lines[:6]))
+    assert [found.step for found in tail.read()] == list(range(6))
+    dropped = cut_log(tmp_path, 3)
+    assert dropped == 2 and log.read_text() == "".join(lines[:4])
+    with log.open("a") as stream:
+        stream.writelines(line.replace('"time": ', '"time": 10') for line in lines[4 : 4 + again])
+    assert [(found.step, found.time_s) for found in tail.read()] == [(t, 100 + t) for t in range(4, min(9, 4 + again))]
+    with log.open("a") as stream:
+        stream.write(lines[8])
+    assert [(found.step, found.time_s) for found in tail.read()] == [(8, 8.0)] and tail.read() == []
+
+
+def test_a_log_is_cut_where_it_tells_of_what_is_lost(tmp_path: Path) -> None:
+    assert cut_log(tmp_path, None) == 0, "there is none"
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1}\n{"st\n{"step": 2}\n{"step": 3}\n{"step": 2}\n{"ste')
+    assert cut_log(tmp_path, 4) == 0
+    assert cut_log(tmp_path, 2) == 3 and log.read_text() == '{"step": 1}\n{"st\n{"step": 2}\n'
+    assert cut_log(tmp_path, None) == 3 and log.read_text() == ""
 
 
 def test_a_long_log_comes_in_parts(tmp_path: Path) -> None:

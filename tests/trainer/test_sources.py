@@ -13,8 +13,9 @@ from common.stages import stage
 from tests.trainer.shapes import letters, marked
 from trainer.batches import picture, random_crops, rng_of
 from trainer.dataset import NUM_SCENES, RENDER_SIZE, Prepared
+from trainer.fit_command import open_source
 from trainer.presets import Preset, preset
-from trainer.sources import CropSource
+from trainer.sources import CropSource, NeighborSource
 
 SPEC = stage(256)
 
@@ -169,3 +170,21 @@ def test_conditioned_crops_of_stored_drawings_are_of_whole_entities() -> None:
     assert told == {v for v, scene in enumerate(base.scenes[0]) if scene.corner is None}
     batch = source.batch(rng_of(0, 0), 32)
     assert batch.text.shape[0] == 8 and bool(batch.neighbor_mask.all())
+
+
+@pytest.mark.parametrize(
+    ("row", "held_out", "said"),
+    [
+        ("tiny-64", False, "nowhere has no held-out pairs with 2 neighbors or more, and evaluation needs some"),
+        ("tiny-64", True, "nowhere has no training pairs with 2 neighbors or more, and training needs some"),
+        ("tiny-256", False, "nowhere has no held-out pairs, and evaluation needs some"),
+    ],
+)
+def test_a_corpus_with_nothing_to_draw_is_refused_before_the_work(row: str, held_out: bool, said: str) -> None:
+    prepared = marked(6, range(6) if held_out else (), np.ones((6, 2), np.int32))
+    prepared = replace(prepared, pictures=prepared.pictures | {RENDER_SIZE: np.zeros((6, 1, 1, 4), np.uint8)})
+    with pytest.raises(ValueError, match=f"--data: {said}"):
+        open_source(preset(row), replace(prepared, text_encoder=preset(row).text_encoder))
+    source = NeighborSource(prepared=prepared, preset=preset("tiny-64"))
+    with pytest.raises(ValueError, match="--data: nowhere has no "):
+        (source.batch if held_out else source.held_out_batch)(rng_of(0, 0), 16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,22 +57,45 @@ class LogTail:
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOG
         self._at = 0
+        self._last = b""  # the line before `_at`
+        self._line = 0  # how many are before it
+        self._told = array("q")  # hashes of the lines, in order
 
     def read(self) -> list[Figures]:
         """What has come since; empty where nothing has. Of much only a part: ask again."""
+        while True:
+            content = self._read()
+            whole = content.rfind(b"\n") + 1  # the last line may be half written
+            if not whole and len(content) == CHUNK_BYTES:
+                whole = len(content)  # no line of ours
+            if not whole:
+                return []
+            lines = content[:whole].splitlines(keepends=True)
+            self._at, self._last = self._at + whole, lines[-1]
+            new = [line for line in lines if not self._passed(line)]
+            if new:
+                return list(_figures(b"".join(new)))
+
+    def _passed(self, line: bytes) -> bool:
+        """Go past a line; gives whether it was told before the log was cut behind it."""
+        known = self._line < len(self._told) and self._told[self._line] == hash(line)
+        if not known:
+            del self._told[self._line :]
+            self._told.append(hash(line))
+        self._line += 1
+        return known
+
+    def _read(self) -> bytes:
+        """From where we are, or from the first line on where the log was cut: by a run that went on from an earlier state."""
         try:
             with self._path.open("rb") as stream:
-                if os.fstat(stream.fileno()).st_size < self._at:  # cut by a run that went on from an earlier state
-                    self._at = 0
-                stream.seek(self._at)
-                content = stream.read(CHUNK_BYTES)
+                stream.seek(self._at - len(self._last))
+                if stream.read(len(self._last)) != self._last:
+                    self._at, self._last, self._line = 0, b"", 0
+                    stream.seek(0)
+                return stream.read(CHUNK_BYTES)
         except FileNotFoundError:
-            return []
-        whole = content.rfind(b"\n") + 1  # the last line may be half written
-        if not whole and len(content) == CHUNK_BYTES:
-            whole = len(content)  # no line of ours
-        self._at += whole
-        return list(_figures(content[:whole]))
+            return b""
 
 
 class GridTail:
