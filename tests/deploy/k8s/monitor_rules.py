@@ -13,9 +13,9 @@ from tests.deploy.k8s.workload_rules import SETTINGS, settings_of
 
 QDRANT_PORT = 6333  # Qdrant tells its metrics where it takes HTTP
 META = "__meta_kubernetes_pod_"
-# What others put beside ours: a runtime, a mesh, an agent that collects logs.
+# What others put beside ours: a runtime, a mesh, whoever collects logs.
 SIDECARS = [
-    {"name": "agent", "ports": [{"name": "http", "containerPort": 15020}, {"name": "admin", "containerPort": 15000}]},
+    {"name": "logs", "ports": [{"name": "http", "containerPort": 15020}, {"name": "admin", "containerPort": 15000}]},
     {"name": "silent"},
 ]
 

@@ -11,7 +11,7 @@ import yaml
 
 from deploy.local.children import ROOT
 
-SCALED_OBJECTS = ROOT / "deploy" / "k8s" / "components" / "keda" / "scaled-objects.yaml"
+SCALED_OBJECTS = sorted((ROOT / "deploy" / "k8s").glob("*/*/scaled-objects.yaml"))
 TOLERANCE = 0.1  # an autoscaler leaves things as they are this near to the target
 
 
@@ -39,7 +39,8 @@ class Demand:
 
 def demands() -> Iterator[Demand]:
     """Of all ScaledObjects, what they ask Prometheus."""
-    for scaled in yaml.safe_load_all(SCALED_OBJECTS.read_text()):
+    assert len(SCALED_OBJECTS) == 2, "of components/keda, and of the stages by themselves in gpu-ha"
+    for scaled in (each for path in SCALED_OBJECTS for each in yaml.safe_load_all(path.read_text())):
         spec: dict[str, Any] = scaled["spec"]
         for trigger in spec["triggers"]:
             if trigger["type"] == "prometheus":

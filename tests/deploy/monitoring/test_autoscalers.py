@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from common.stages import STAGES
 from tests.deploy.monitoring.autoscalers import demands
 from tests.deploy.monitoring.metrics_page import documented
 from tests.deploy.monitoring.test_rules import family, tool
 
 FLIGHT, DEPTH = "reimagen_generator_in_flight_requests", "reimagen_generator_queue_depth"
 CALLS, WAITED = "reimagen_server_calls_in_flight", "reimagen_generator_queue_wait_seconds_bucket"
+STAGE = "reimagen_generator_triton_in_flight"
 RETRIEVE = "reimagen.retrieval.v1.RetrievalService/Retrieve"
 UP = {'up{job="generator",instance="a"}': "1x20", 'up{job="retrieval",instance="b"}': "1x20"}
 BUSY = UP | {
@@ -28,6 +30,9 @@ BUSY = UP | {
     WAITED + '{instance="a",le="10"}': "0+0x20",
     WAITED + '{instance="a",le="20"}': "0+60x20",
     WAITED + '{instance="a",le="+Inf"}': "0+60x20",
+    STAGE + '{instance="a",model="unet_256",endpoint="t:8001"}': "9x20",
+    STAGE + '{instance="c",model="unet_256",endpoint="t:8001"}': "8x20",
+    STAGE + '{instance="a",model="unet_1024",endpoint="u:8001"}': "8x20",
     CALLS + f'{{job="retrieval",instance="b",grpc_method="{RETRIEVE}"}}': "6x20",
     CALLS + f'{{job="retrieval",instance="d",grpc_method="{RETRIEVE}"}}': "4x20",
     CALLS + '{job="retrieval",instance="b",grpc_method="grpc.health.v1.Health/Watch"}': "50x20",
@@ -42,6 +47,8 @@ CASES = {
             ("triton", "waiting"): (19.5, 2, 4),
             ("generator", "drawn"): (16.0, 2, 3),
             ("retrieval", "lookups"): (10.0, 2, 3),
+            ("triton-unet-256", "pictures"): (17.0, 1, 3),
+            ("triton-unet-1024", "pictures"): (8.0, 1, 1),
         },
     ),
     "nobody asks": (
@@ -51,6 +58,8 @@ CASES = {
             ("triton", "waiting"): (0.0, 3, 1),
             ("generator", "drawn"): (0.0, 4, 2),
             ("retrieval", "lookups"): (0.0, 4, 2),
+            ("triton-unet-256", "pictures"): (0.0, 2, 1),
+            ("triton-unet-1024", "pictures"): (0.0, 2, 1),
         },
     ),
     "nothing is scraped": ({name: "0x20" for name in UP}, dict.fromkeys([(d.workload, d.name) for d in demands()])),
@@ -62,9 +71,10 @@ def test_queries_ask_for_metrics_that_are_documented() -> None:
     for demand in demands():
         expression = re.sub(r"\{[^}]*\}", "", demand.query)
         asked |= set(re.findall(r"\b(?:reimagen|grpc|nv)_\w+|\bup\b", expression))
-    assert len(asked) == 5
+    assert len(asked) == 6
     assert {family(name) for name in asked} <= known
-    assert {demand.workload for demand in demands()} == {"triton", "generator", "retrieval"}
+    stages = {f"triton-{spec.name.replace('_', '-')}" for spec in STAGES[1:]}
+    assert {demand.workload for demand in demands()} == {"triton", "generator", "retrieval"} | stages
 
 
 @pytest.mark.parametrize("case", CASES)
