@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from client.channel import Tls
 from client.knowledge_base import KnowledgeBases
 from deploy.k8s import model_store, snapshots, triton_canary
-from deploy.local.children import ROOT, START_TIMEOUT_S, Child, running
+from deploy.local.children import ROOT, START_TIMEOUT_S
 from deploy.local.knowledge_base import LIBRARY, NAME
 from deploy.local.tritonserver import TritonSettings, running_triton
 from generator_svc.export import ExportSettings, export
@@ -84,26 +84,6 @@ def test_a_model_store_is_what_was_released(
     (copy / "unet_256/1/unet_256.safetensors").unlink()
     assert model_store.main([str(copy)]) == 2
     assert model_store.main([str(tmp_path / "nothing")]) == 2
-
-
-def test_snapshots_are_made_and_old_ones_let_go(work: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What the CronJob does, against a real service."""
-    library, folder = tmp_path / "library", tmp_path / "snapshots"
-    shutil.copytree(work / LIBRARY, library)
-    for lock in library.rglob("lock"):
-        lock.unlink()
-    flags = {"data": library, "snapshots": folder, "address": f"unix:{tmp_path}/r.sock", "log-level": "warning"}
-    child = Child("retrieval", ["retrieval_svc", "serve", *(f"--{k}={v}" for k, v in flags.items())], tmp_path / "log")
-    with running([child]), KnowledgeBases(f"unix:{tmp_path}/r.sock") as bases:
-        asked = [f"--retrieval=unix:{tmp_path}/r.sock", f"--snapshots={folder}", "--keep=2"]
-        generations = []
-        for _ in range(3):
-            assert snapshots.main(asked) == 0, capfd.readouterr().err
-            generations.append(max(int(path.name) for path in (folder / NAME).iterdir()))
-            (pair, *_) = bases.list_pairs(NAME)
-            bases.delete_pairs(NAME, [pair.pair_id])
-    assert sorted(int(path.name) for path in (folder / NAME).iterdir()) == generations[1:]
-    assert snapshots.main([*asked[:2], "--keep=0"]) == 2
 
 
 @contextmanager
@@ -190,8 +170,11 @@ def test_a_trainer_starts_as_its_pod_does_and_is_ready(mounted: Path) -> None:
         assert time.monotonic() - began < 30
 
 
-def test_a_retrieval_starts_as_its_pod_does_and_is_saved_as_by_the_cron_job(mounted: Path) -> None:
-    """With the variables of the encrypted overlay, all but Qdrant's: there is none here."""
+def test_a_retrieval_starts_as_its_pod_does_and_is_saved_as_by_the_cron_job(mounted: Path, work: Path) -> None:
+    """With the variables of the encrypted overlay, all but Qdrant's: there is none here. Of snapshots the newest are kept."""
+    shutil.copytree(work / LIBRARY, mounted / "data")
+    for lock in (mounted / "data").rglob("lock"):
+        lock.unlink()
     qdrant = ("QDRANT_URL", "QDRANT_API_KEY_FILE", "QDRANT_CA_FILE", "QDRANT_REPLICATION_FACTOR", "SHARED_PICTURES")
     others = dict.fromkeys(qdrant) | {"DRAIN_DELAY_S": 0}
     with started("retrieval", "gpu", mounted, **others) as (address, _, probe):
@@ -202,10 +185,15 @@ def test_a_retrieval_starts_as_its_pod_does_and_is_saved_as_by_the_cron_job(moun
         arguments = [_moved(word, mounted).replace("dns:///retrieval:50051", here) for word in saving["args"]]
         authority = trustme.CA().cert_pem.bytes()
         tls = Tls(roots=(mounted / "tls" / "ca.crt").read_bytes())
+        saved, generations = mounted / "snapshots" / NAME, []
         with KnowledgeBases(here, api_key="a-key-of-retrieval-admins", tls=tls) as bases:
-            bases.create("toys")
-        assert snapshots.main(arguments) == 0
-        assert len(list((mounted / "snapshots" / "toys").iterdir())) == 1
+            for _ in range(3):
+                assert snapshots.main([*arguments, "--keep=2"]) == 0
+                generations.append(max(int(path.name) for path in saved.iterdir()))
+                (pair, *_) = bases.list_pairs(NAME)
+                bases.delete_pairs(NAME, [pair.pair_id])
+        assert sorted(int(path.name) for path in saved.iterdir()) == generations[1:]
+        assert snapshots.main([*arguments, "--keep=0"]) == 2
         (mounted / "keys" / "admin").write_text("a-key-of-retrieval-readers\n")
         assert snapshots.main(arguments) == 2, "a reader may not"
         (mounted / "keys" / "admin").write_text("a-key-of-retrieval-admins\n")
