@@ -166,7 +166,7 @@ def _sliced(costs: Costs, preset: Preset, ranks: int) -> Costs:
     return replace(costs, **sliced, casts=0, passing=passing)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _whole_step(preset: Preset, groups: int, side: int, tokens: int, bfloat16: bool) -> Costs:
     """The costs of one device that holds everything, and of what FSDP2 would gather."""
     with _fresh_positions(), FakeTensorMode():

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from common.images import shrink
 from tests.trainer.runs import CASES, STEPS, Case, curve
+from tests.trainer.small_networks import sharded_steps
 from trainer.dataset import Prepared, open_prepared
 from trainer.distributed import Ranks, open_ranks
 from trainer.fit import open_run
@@ -69,6 +71,10 @@ def main(data: Path, out: Path) -> None:
         found["full disk"] = failing(whole, OSError(errno.ENOSPC, "No space left on device"))
         found["bad input"] = failing(whole, ValueError("--side: 0 cannot be"))
         found["fault"] = failing(whole, ZeroDivisionError())
+        assert sharded.mesh is not None
+        steps = sharded_steps(sharded.rank, sharded.mesh)
+        if sharded.leads:
+            (out / "optimizers.safetensors").write_bytes(save(steps))
         (out / f"rank-{sharded.rank}.json").write_text(json.dumps(found))
 
 

@@ -22,6 +22,12 @@ def data(prepared_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared_folder, tmp_path / "data"))
 
 
+@pytest.fixture
+def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No samples are drawn."""
+    monkeypatch.setattr("trainer.fit_command.look", lambda trainer: None)
+
+
 def fit(data: Path, run: Path, *more: str) -> int:
     return main(["fit", "--preset", "tiny-256", "--data", str(data), "--run", str(run), "--threads", "1", *more])
 
@@ -47,6 +53,7 @@ def test_fit_resume_and_publish(data: Path, tmp_path: Path) -> None:
         assert (tensor == loaded.unet.state_dict()[name]).all()
 
 
+@pytest.mark.usefixtures("nobody_looks")
 def test_weights_that_saw_more_are_replaced_only_where_it_is_said(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +74,7 @@ def test_weights_that_saw_more_are_replaced_only_where_it_is_said(
     assert load_stage(weights, 256).trained["examples"] == 4
 
 
+@pytest.mark.usefixtures("nobody_looks")
 def test_weights_of_another_architecture_are_told_before_the_work(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +94,7 @@ def test_weights_of_another_architecture_are_told_before_the_work(
     assert (load_stage(weights, 256).trained["examples"], load_stage(weights, 256).unet.config) == (4, row.unet)
 
 
+@pytest.mark.usefixtures("nobody_looks")
 def test_a_run_goes_on_with_the_corpus_that_it_began_with(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

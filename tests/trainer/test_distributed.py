@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from tests.trainer.runs import CASES, STEPS, Case, curve
+from tests.trainer.small_networks import KINDS, network, state_of, train
 from trainer.batches import rng_of
 from trainer.dataset import Prepared
 from trainer.distributed import ALONE, open_ranks
 from trainer.fit import Schedule, Trainer, open_run
 from trainer.loader import share_of
-from trainer.presets import Preset
+from trainer.optimizers import optimizer_of
+from trainer.presets import Preset, preset
 from trainer.sources import NeighborSource
 from trainer.state import new_state
 from trainer.state_file import read_tensors
@@ -123,6 +126,19 @@ def test_what_fails_on_the_first_rank_ends_all(of_two: Any) -> None:
     assert (first["bad input"], second["bad input"]) == ("ValueError", "exit 2")
     assert (first["fault"], second["fault"]) == ("ZeroDivisionError", "exit 1"), "a fault may not happen again"
     assert first["told"] == second["told"] == "früh"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_sharded_ranks_step_as_one_does(kind: str, of_two: Any) -> None:
+    """Also a kernel whose outputs they share unevenly; the state that they write together is the state of one."""
+    two = load((of_two[0] / "optimizers.safetensors").read_bytes())
+    model = network()
+    optimizer = optimizer_of(model, replace(preset("tiny-64"), optimizer=kind))  # type: ignore[arg-type]
+    train(model, optimizer, range(4))
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(two[f"{kind}/{name}"], tensor, rtol=1e-4, atol=1e-5)
+    for name, tensor in state_of(model, optimizer).items():
+        torch.testing.assert_close(two[f"{kind}/state/{name}"], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_a_batch_is_cut_into_its_parts(prepared: Prepared, tiny: Preset) -> None:

@@ -24,7 +24,7 @@ from trainer.look import read_log
 from trainer.state_file import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, BATCH = 16, 8
+STEPS, BATCH = 12, 8
 TORCHRUN = ("-m", "trainer.torchrun", "--standalone", "--nproc-per-node=2", "-m", "--", "trainer")
 END = ("--examples", str(STEPS * BATCH))
 
@@ -61,6 +61,14 @@ def last_state(run: Path) -> tuple[str, str]:
     """Name and content of the newest state."""
     path = sorted(run.glob("state-*.safetensors"))[-1]
     return path.name, read_tensors(path)[1]["sha256"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nobody_looks() -> Iterator[None]:
+    """Runs in this process draw no samples at their end: `test_fit.py` shows that looking changes nothing."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trainer.fit_command.look", lambda trainer: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,65 +1,18 @@
-"""Adafactor against its paper, and optimizer state that comes back exactly, on one device and on two."""
+"""Adafactor against its paper, and optimizer state that comes back exactly; on two ranks: test_distributed.py."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load, save
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import nn
 
-from trainer.optimizers import Adafactor, begin, optimizer_of
+from tests.trainer.small_networks import network, restore, state_of, train
+from trainer.optimizers import Adafactor, optimizer_of
 from trainer.presets import preset
-
-
-def network() -> nn.Module:
-    """A kernel whose outputs two ranks share unevenly, a matrix, vectors; laid in memory as the U-Net is."""
-    torch.manual_seed(0)
-    made = nn.Sequential(nn.Conv2d(4, 5, 3, padding=1), nn.SiLU(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(64, 6))
-    return made.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def pictures(step: int) -> Tensor:
-    return torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(step))
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, part: slice = slice(None)) -> None:
-    for step in steps:
-        model(pictures(step)[part]).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Whole state tensors by "<kind>/<parameter>"."""
-    return {
-        f"{kind}/{name}": whole(value)
-        for name, parameter in model.named_parameters()
-        for kind, value in optimizer.state[parameter].items()
-    }
-
-
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Copies saved values into a beginning, as a resumed run does."""
-    for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = begin(optimizer, parameter)
-        for kind, target in optimizer.state[parameter].items():
-            value = tensors[f"{kind}/{name}"]
-            if isinstance(target, DTensor):
-                value = distribute_tensor(value, target.device_mesh, target.placements)
-            target.copy_(value)
 
 
 def paper_update(parameter: np.ndarray, gradients: list[np.ndarray], rate: float) -> np.ndarray:
@@ -125,38 +78,3 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(kind: str) -> None:
     train(restored, second, range(3, 6))
     for name, tensor in unbroken.state_dict().items():
         assert torch.equal(tensor, restored.state_dict()[name]), name
-
-
-def _rank(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    mesh = init_device_mesh("cpu", (2,))
-    written = {}
-    for kind in ("adam", "adafactor"):
-        row = replace(preset("tiny-64"), optimizer=kind)  # type: ignore[arg-type]
-        model = network()
-        fully_shard(model.to(memory_format=torch.contiguous_format), mesh=mesh)  # pyright: ignore[reportCallIssue]
-        optimizer = optimizer_of(model, row)
-        train(model, optimizer, range(2), slice(rank, None, 2))
-        tensors = state_of(model, optimizer)
-        again = optimizer_of(model, row)  # the state goes through whole tensors in the middle
-        restore(model, again, tensors)
-        train(model, again, range(2, 4), slice(rank, None, 2))
-        written |= {f"{kind}/{n}": t.full_tensor() for n, t in model.state_dict().items()}
-        written |= {f"{kind}/state/{n}": t for n, t in state_of(model, again).items()}
-    if rank == 0:
-        (folder / "two.safetensors").write_bytes(save(written))
-    dist.destroy_process_group()
-
-
-def test_two_sharded_ranks_step_as_one_does(tmp_path: Path) -> None:
-    mp.spawn(_rank, (tmp_path,), nprocs=2)
-    two = load((tmp_path / "two.safetensors").read_bytes())
-    for kind in ("adam", "adafactor"):
-        model = network()
-        optimizer = optimizer_of(model, replace(preset("tiny-64"), optimizer=kind))  # type: ignore[arg-type]
-        train(model, optimizer, range(4))
-        for name, tensor in model.state_dict().items():
-            torch.testing.assert_close(two[f"{kind}/{name}"], tensor, rtol=1e-4, atol=1e-5)
-        for name, tensor in state_of(model, optimizer).items():
-            torch.testing.assert_close(two[f"{kind}/state/{name}"], tensor, rtol=1e-4, atol=1e-6)

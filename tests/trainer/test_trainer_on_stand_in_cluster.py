@@ -44,7 +44,7 @@ def clustered(prepared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_a_job_trains_for_real(clustered: Clustered) -> None:
     """Its container's own command is run, in place of a pod; the service sees what it writes, and that it is done."""
     service, client, cluster = clustered
-    started = client.start(tiny(log_every_s=0.001), name="real")
+    started = client.start(tiny(log_every_s=0.001, examples=16), name="real")
     assert started.spec.executor == "kubernetes_job"
     waiting = until(client, "real", lambda run: run.place)
     assert (waiting.state, waiting.place, waiting.status) == ("queued", "job/reimagen-real-1", "no pod is ready")
@@ -53,7 +53,7 @@ def test_a_job_trains_for_real(clustered: Clustered) -> None:
     until(client, "real", lambda run: run.state == "running")
     events = list(client.watch("real"))
     pod.join()
-    assert events[-1].state == "succeeded" and events[-1].progress.examples == 128
+    assert events[-1].state == "succeeded" and events[-1].progress.examples == 16
     assert events[-1].ended_at == "2026-01-02T03:04:05Z"
     assert {event.kind for event in events if isinstance(event, Figures)} == {"train", "held_out"}
     assert not list((service.runs / "real" / "service").glob("process.json")), "nothing ran here"

@@ -27,6 +27,7 @@ from client.trainer import Export, Figures, Run, SampleGrid, TrainerClient, Trai
 from common.checkpoint import load_stage, publish_stage
 from common.unet.unet import UNet
 from tests.trainer.training_service import (
+    START_S,
     TrainerProcess,
     free_port,
     has_trained,
@@ -277,16 +278,15 @@ def test_a_queue_survives_kill_9_of_the_service_and_so_does_what_runs(data: Path
             assert client.get("third").queue_position == 1
             until(client, "first", has_trained(before.progress.step + 2))  # type: ignore[union-attr]
 
+            assert client.cancel("third").state == "cancelled"
             asked = client.cancel("first")
             assert (asked.state, asked.cancelling) == ("running", True)
             ended = over(client, "first")
             assert ended.state == "cancelled" and 0 < ended.progress.examples < 128  # type: ignore[union-attr]
             seen += list(watching)
             _check_nothing_twice(seen)
-            client.cancel("third")
-            over(client, "third")
 
-            client.start(tiny(), name="first")
+            client.start(tiny(examples=ended.progress.examples + 16), name="first")  # type: ignore[union-attr]
             events = list(client.watch("first", from_step=ended.progress.step))  # type: ignore[union-attr]
             assert (events[-1].state, events[-1].attempt) == ("succeeded", 2)
             starts = json.loads((service.runs / "first" / "run.json").read_text())["starts"]
@@ -342,14 +342,14 @@ def test_a_run_that_does_not_end_is_killed(data: Path, tmp_path: Path) -> None:
         assert not Path(f"/proc/{child}").exists()
 
 
-def test_two_ranks_train_together(data: Path, tmp_path: Path) -> None:
-    with training(tmp_path, data) as (service, client):
-        client.start(tiny(ranks=2, parallel="ddp", examples=16), name="pair")
-        ended = list(client.watch("pair"))[-1]
-        assert ended.state == "succeeded", ended.error
-        assert (ended.progress.examples, ended.progress.total_examples) == (16, 16)
-        (start,) = json.loads((service.runs / "pair" / "run.json").read_text())["starts"]
-        assert (start["ranks"], start["parallel"]) == (2, "ddp")
+def test_two_ranks_train_together(served: Served) -> None:
+    service, client = served
+    client.start(tiny(ranks=2, parallel="ddp", examples=16), name="pair")
+    ended = list(client.watch("pair"))[-1]
+    assert ended.state == "succeeded", ended.error
+    assert (ended.progress.examples, ended.progress.total_examples) == (16, 16)
+    (start,) = json.loads((service.runs / "pair" / "run.json").read_text())["starts"]
+    assert (start["ranks"], start["parallel"]) == (2, "ddp")
 
 
 def _children(pid: int) -> list[int]:
@@ -360,11 +360,13 @@ def _children(pid: int) -> list[int]:
 
 
 def test_a_second_service_over_the_same_runs_does_not_start(served: Served, data: Path, tmp_path: Path) -> None:
+    """Begun as the trainer's command, which hands over to it."""
     service, _ = served
     second = TrainerProcess(tmp_path, data)
-    second.runs = service.runs
+    second.program, second.runs = ("trainer", "serve"), service.runs
     with pytest.raises(AssertionError, match="is the folder of another service"):
         second.start()
+    assert second._process is not None and second._process.wait(START_S) == 2
     second._process = None
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.trainer.training_service import ROOT
 from trainer.service.__main__ import main
 
 CLUSTER = {
@@ -69,10 +65,3 @@ def test_a_setting_that_is_missing_or_unknown_is_named(
     assert "--runs: missing; give it, or set REIMAGEN_TRAINER_RUNS" in capsys.readouterr().err
     monkeypatch.setenv("REIMAGEN_TRAINER_MAX_RUN", "1")
     assert "REIMAGEN_TRAINER_MAX_RUN: no such setting" in refused(capsys, tmp_path, {})
-
-
-def test_the_trainers_command_hands_over_to_it() -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "trainer", "serve", "--max-runs=1"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "trainer: error: --runs: missing" in done.stderr

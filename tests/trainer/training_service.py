@@ -27,6 +27,8 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # threads
 class TrainerProcess:
     """One service over a folder; a second one over the same folder is the next service."""
 
+    program: tuple[str, ...] = ("trainer.service",)
+
     def __init__(self, folder: Path, data: Path, *flags: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -42,7 +44,7 @@ class TrainerProcess:
         named = [f"--{name}={value}" for name, value in (flags | {"poll-s": POLL_S, "grace-s": 1}).items()]
         with (self.folder / "service.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trainer.service", *named, *self._flags],
+                [sys.executable, "-m", *self.program, *named, *self._flags],
                 cwd=ROOT,
                 env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdout=subprocess.PIPE,
