@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,3 +20,10 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     settings.register_profile("house", deadline=None, derandomize=True, max_examples=40, database=None)
     settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A command that runs in this process sets its own number; two threads beside other work wait for each other by turns."""
+    yield
+    torch.set_num_threads(1)
