@@ -72,7 +72,7 @@ def publish_stage(
         "unet": json.dumps(config.to_json()),
         "trained": json.dumps(trained),
     }
-    content = save(tensors, metadata=header)
+    content = _in_order(save(tensors, metadata=header))
     line: dict[str, Any] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "stage": size}
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
@@ -83,6 +83,16 @@ def publish_stage(
         write_atomic(path, content)
         write_json(folder / MANIFEST, dict(sorted((manifest | {path.name: line}).items())))
     return path
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted, which are written in any order: the same weights are the same bytes."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    said = json.dumps(header, separators=(",", ":")).encode()
+    said += b" " * (-len(said) % 8)  # tensors begin at a multiple of eight
+    return len(said).to_bytes(8, "little") + said + content[end:]
 
 
 def _vouched(digest: str, line: Mapping[str, Any]) -> bool:

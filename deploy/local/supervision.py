@@ -5,9 +5,12 @@ supervisord is what keeps the files: a log for each process, started again where
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +25,7 @@ from common.files import write_atomic
 from deploy.local.children import ROOT, ChildFailed
 
 SOCKET, CONFIG, LOGS = "supervisor.sock", "supervisord.conf", "logs"
+SOCKET_BYTES = 107 - len(".4194304")  # unix(7): sun_path is 108 bytes, the last one zero
 START_S = 10.0
 STOP_S = 60.0
 POLL_S = 0.1
@@ -65,11 +69,12 @@ class Supervision:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self._socket = _socket(self.folder)
 
     @property
     def _rpc(self) -> Any:
         """supervisord's interface; a new one each time, since its transport does not outlive a failure."""
-        transport = SupervisorTransport(None, None, f"unix://{self.folder / SOCKET}")
+        transport = SupervisorTransport(None, None, f"unix://{self._socket}")
         return cast(Any, ServerProxy("http://127.0.0.1", transport)).supervisor
 
     def log(self, name: str) -> Path:
@@ -146,7 +151,7 @@ class Supervision:
         folder = self.folder
         lines = [
             "[unix_http_server]",
-            f"file={folder}/{SOCKET}",
+            f"file={self._socket}",
             "chmod=0700",
             "[supervisord]",
             f"logfile={folder}/{LOGS}/supervisord.log",
@@ -171,6 +176,17 @@ class Supervision:
                 "killasgroup=true",  # a server's own children go with it
             ]
         return "\n".join(lines) + "\n"
+
+
+def _socket(folder: Path) -> Path:
+    """supervisord's socket: in the folder, or among temporary files where its path is too long for a socket's address.
+
+    supervisord binds the name with its process id behind it, hence the margin.
+    """
+    there = folder / SOCKET
+    if len(os.fsencode(there)) <= SOCKET_BYTES:
+        return there
+    return Path(tempfile.gettempdir()) / f"reimagen-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
 
 
 def _escaped(text: str) -> str:

@@ -94,6 +94,12 @@ def test_round_trip(published: tuple[Path, UNet], base_config, make_inputs, pred
     torch.testing.assert_close(predict(loaded.unet, inputs), predict(unet, inputs), atol=2e-2, rtol=2e-2)
 
 
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path, base_config, make_unet) -> None:
+    weights, said = make_unet(base_config).state_dict(), {"examples": 12}
+    paths = [publish_stage(tmp_path / str(i), 64, base_config, weights, said) for i in range(8)]
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
 def test_dtype_is_chosen_when_loading(published: tuple[Path, UNet]) -> None:
     assert load_stage(published[0], 64, dtype=torch.bfloat16).unet.dtype == torch.bfloat16
     assert load_stage(published[0], 64).unet.dtype == torch.float32

@@ -54,6 +54,14 @@ def test_a_program_runs_with_its_environment_and_log_and_is_started_again(superv
     supervision.check()
 
 
+def test_a_folder_too_long_for_the_address_of_a_socket(tmp_path: Path) -> None:
+    supervision = Supervision(tmp_path / ("long" * 30))
+    supervision.start([program("one", SLEEPS, WORD="x")])
+    assert supervision.is_up()
+    assert not Supervision(tmp_path / ("long" * 31)).is_up(), "another folder has another one"
+    assert supervision.stop() and not supervision.is_up()
+
+
 def test_the_end_leaves_no_process(supervision: Supervision) -> None:
     supervision.start([program("one", SLEEPS, WORD="x"), program("two", SLEEPS, WORD="y")])
     until(lambda: all(state.state == "RUNNING" for state in supervision.states()))

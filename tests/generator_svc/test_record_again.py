@@ -194,7 +194,7 @@ def test_other_weights_are_a_failed_precondition(
     with pytest.raises(GenerationFailed, match="stage 64 was drawn with the weights ffff") as caught:
         draw(client, again(edited(drawn, weights=weights | {"unet_64": "f" * 64})))
     assert (caught.value.code, caught.value.reason) == ("FAILED_PRECONDITION", "WEIGHTS_DIFFER")
-    service = make_generator(weights=write_weights(tmp_path))
+    service = make_generator(weights=write_weights(tmp_path, examples=1))
     named = f"stage 64 was drawn with the weights {weights['unet_64'][:12]}"
     with (
         host.running(service) as address,

@@ -76,10 +76,10 @@ def tiny_unet(size: int) -> UNet:
     return unet.eval().requires_grad_(False)
 
 
-def write_weights(folder: Path) -> Path:
-    """Weights of all three stages."""
+def write_weights(folder: Path, examples: int = 0) -> Path:
+    """Weights of all three stages, and how many examples they say they have seen."""
     for size, config in TINY_UNETS.items():
-        publish_stage(folder, size, config, tiny_unet(size).state_dict(), {"examples": 0})
+        publish_stage(folder, size, config, tiny_unet(size).state_dict(), {"examples": examples})
     return folder
 
 

@@ -85,7 +85,7 @@ class Host:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[grpc.aio.Channel]:
         """The server from its start to the end of its draining."""
-        serving = asyncio.create_task(
+        self._serving = serving = asyncio.create_task(
             serve(
                 self.settings,
                 opened=self._opened,
@@ -103,9 +103,13 @@ class Host:
             await asyncio.wait_for(serving, 10)
 
     async def open(self) -> None:
-        """Let it open, and wait until it serves."""
+        """Let it open, and wait until it serves; raises what it ends with where it does not."""
         self.may_open.set()
-        await self.ready.wait()
+        ready = asyncio.create_task(self.ready.wait())
+        await asyncio.wait([ready, self._serving], return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            ready.cancel()
+            await self._serving
 
     def count(self, code: str, method: str = "Echo") -> float | None:
         """How many calls were answered with `code`."""
