@@ -155,6 +155,17 @@ def iter_shard(folder: Path, shard: Mapping[str, Any]) -> Iterator[Pair]:
     yield from _read_shard(path)
 
 
+def check_replaced(folder: Path) -> None:
+    """Whether a corpus may take the place of `folder`: there is none, it is empty, or holds a corpus.
+
+    Raises:
+        CorpusError: it is anything else, somebody's pictures, say.
+    """
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not (folder / "corpus.json").is_file():
+        raise CorpusError(f"corpus: {folder} holds something else than a corpus, and is not replaced by one")
+
+
 def write_corpus(
     folder: Path,
     pairs: Iterable[Pair],
@@ -170,7 +181,11 @@ def write_corpus(
 
     The same pairs in the same order give the same bytes (times and owners in the tar are fixed), so that the
     fingerprint names the content.
+
+    Raises:
+        CorpusError: `folder` holds something else than a corpus, which would be lost; or a pair cannot be of one.
     """
+    check_replaced(folder)
     with replacing_folder(folder) as temporary:
         shards: list[dict[str, Any]] = []
         keys: set[str] = set()

@@ -129,10 +129,14 @@ def export(settings: ExportSettings) -> dict[str, int]:
     settings.check()
     evaluation = settings.figures()
     chosen = settings.chosen()
-    versions: dict[str, int] = {}
-    for spec in STAGES:
-        if spec.name in chosen:
-            versions[spec.name] = _export_stage(settings, spec, evaluation)
+    stages = [spec for spec in STAGES if spec.name in chosen]
+    there = [spec.name for spec in stages if (settings.weights / f"{spec.name}.safetensors").is_file()]
+    if there and len(there) < len(stages):  # before the first of them is released
+        missing = ",".join(spec.name for spec in stages if spec.name not in there)
+        raise ConfigError(
+            f"--models: {settings.weights} holds no {missing}; --models {','.join(there)} is what it holds"
+        )
+    versions: dict[str, int] = {spec.name: _export_stage(settings, spec, evaluation) for spec in stages}
     if TEXT_ENCODER in chosen:
         versions[TEXT_ENCODER] = _export_text_encoder(settings)
     return versions

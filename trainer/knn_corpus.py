@@ -11,7 +11,7 @@ from pathlib import Path
 
 from client.knowledge_base import KnowledgeBases
 from client.retrieval_types import StoredPair
-from common.corpus import IMAGE_FORMATS, MAX_KEY_BYTES, CorpusManifest, Facet, Pair, write_corpus
+from common.corpus import IMAGE_FORMATS, MAX_KEY_BYTES, CorpusManifest, Facet, Pair, check_replaced, write_corpus
 from trainer.dataset import Progress
 
 HELD_OUT_OF = 10  # one entity in so many is held out where that is asked for
@@ -32,9 +32,10 @@ def corpus_of_knowledge_base(
 
     Raises:
         RetrievalFailed: the service cannot be reached, or has no such knowledge base.
-        CorpusError: two pairs cannot be told apart.
+        CorpusError: two pairs cannot be told apart; or `folder` holds something else than a corpus.
         ValueError: the knowledge base holds no picture.
     """
+    check_replaced(folder)  # before the work
     stats = bases.stats(name)
     facets = stats.knowledge_base.facets
     pairs = _pairs(bases, name, stats.num_pairs, hold_out, progress)
@@ -60,16 +61,20 @@ def corpus_key(pair_id: str) -> str:
 
 
 def _pairs(bases: KnowledgeBases, name: str, total: int, hold_out: bool, progress: Progress) -> Iterator[Pair]:
-    without = 0
+    without, held_out = 0, 0
     for number, listed in enumerate(bases.list_pairs(name), start=1):
         stored = bases.get(name, listed.pair_id) if listed.image_format in IMAGE_FORMATS else listed
         if stored.image:
-            yield _pair(stored, hold_out)
+            pair = _pair(stored, hold_out)
+            held_out += pair.held_out
+            yield pair
         else:
             without += 1
         progress("pairs", number, max(total, number))
     if without:
         log.warning("%d pairs of %s are stored without their picture and are left out", without, name)
+    hint = "" if held_out else f": a run needs some, and --hold-out holds out one entity in {HELD_OUT_OF}"
+    log.info("%d pairs are held out of training%s", held_out, hint)
 
 
 def _pair(stored: StoredPair, hold_out: bool) -> Pair:

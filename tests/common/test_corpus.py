@@ -84,6 +84,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["00000.tar", "00001.tar", "00002.tar", "corpus.json"]
 
 
+def test_only_a_corpus_is_replaced_by_one(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert write(tmp_path / "empty") == write(tmp_path / "empty"), "what is empty, and a corpus"
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "dog.png").write_text("mine")
+    for name in ("file", "pictures"):
+        with pytest.raises(CorpusError, match=f"{name} holds something else than a corpus"):
+            write(tmp_path / name)
+    assert [(tmp_path / name).read_text() for name in ("file", "pictures/dog.png")] == ["mine"] * 2
+
+
 def test_shards_are_webdataset_samples(tmp_path: Path) -> None:
     """Members of a sample stand together, named key.kind, the caption as text: what other tools read."""
     write(tmp_path / "c")

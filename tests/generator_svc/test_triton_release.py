@@ -230,6 +230,10 @@ def test_what_is_asked_for_must_be_there(
         assert command(*words) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+    publish_stage(tmp_path / "one", 64, TINY_UNETS[64], tiny_unet(64).state_dict(), {"step": 1})
+    assert command("export", "--weights", tmp_path / "one", "--repository", tmp_path / "r") == 2
+    assert "holds no unet_256,unet_1024; --models unet_64 is what it holds" in capsys.readouterr().err
+    assert not (tmp_path / "r" / MODEL).exists(), "nothing is released by halves"
     with alone(repository):
         assert command("export", "--weights", weights, "--repository", repository) == 2
     assert "is being changed by another process" in capsys.readouterr().err

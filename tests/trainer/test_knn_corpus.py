@@ -80,6 +80,11 @@ def test_what_cannot_be_a_corpus_is_told(client: Client, tmp_path: Path, capsys:
     assert main([*command, "strangers"]) == 2
     assert "NOT_FOUND" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "dog.png").write_bytes(b"a picture that nobody else has")
+    assert main([*command, "shapes"]) == 2
+    assert f"corpus: {tmp_path / 'c'} holds something else than a corpus" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["dog.png"]
 
 
 def test_an_attribute_of_the_name_pair_id_is_no_id(client: Client, tmp_path: Path) -> None:
