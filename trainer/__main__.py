@@ -102,7 +102,16 @@ def _progress() -> Progress:
 def _prepare(flags: argparse.Namespace) -> None:
     name = preset(flags.preset).text_encoder if flags.preset else flags.text_encoder
     where = flags.text_encoder or name or packaged_encoder()
-    prepare(flags.corpus, flags.data, lambda: TextEncoder(where), _progress(), text_encoder=name)
+
+    def encoder() -> TextEncoder:
+        try:
+            return TextEncoder(where)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the machine, as a full disk is
+                raise
+            raise ValueError(f"--text-encoder: {str(where)!r} cannot be loaded: {error}") from error
+
+    prepare(flags.corpus, flags.data, encoder, _progress(), text_encoder=name)
     prepare_crops(flags.corpus, flags.data, _progress())
 
 

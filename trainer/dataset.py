@@ -137,8 +137,13 @@ def open_prepared(folder: Path) -> Prepared:
     """
     found = folder / "prepared.json"
     if not found.is_file():
-        raise FileNotFoundError(f"data: {folder} holds no prepared corpus; run `python -m trainer prepare` first")
+        raise FileNotFoundError(f"--data: {folder} holds no prepared corpus; run `python -m trainer prepare` first")
     document = json.loads(found.read_text())
+    neighbors = folder / "knn" / f"{document['fingerprint']}.npy"
+    if not neighbors.is_file():
+        raise FileNotFoundError(
+            f"--data: {folder} holds no neighbors of its corpus ({neighbors.name}); run `python -m trainer knn` first"
+        )
     pairs, parts = document["pairs"], folder / f"{TAG}-{document['fingerprint'][:12]}"
     text_encoder = document.get("text_encoder", "")
     text = parts / _text_folder(text_encoder)
@@ -153,7 +158,7 @@ def open_prepared(folder: Path) -> Prepared:
         pictures={int(f.stem): np.load(f, mmap_mode="r") for f in (parts / "pictures").glob("*.npy")},
         states=np.load(text / "states.npy", mmap_mode="r"),
         offsets=np.load(text / "offsets.npy"),
-        neighbors=np.load(folder / "knn" / f"{document['fingerprint']}.npy"),
+        neighbors=np.load(neighbors),
         text_encoder=text_encoder,
     )
 

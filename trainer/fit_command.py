@@ -27,7 +27,7 @@ from trainer.distributed import PARALLEL, open_ranks
 from trainer.fit import Recorder, Schedule, Trainer, open_run
 from trainer.loader import Loader
 from trainer.look import look
-from trainer.presets import Preset
+from trainer.presets import Preset, preset
 from trainer.publish import check_replaced, differences, publish
 from trainer.run_folder import code_digest, describe
 from trainer.sources import CropSource, NeighborSource, Source
@@ -100,6 +100,10 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
             waits for it (a Job, say) does not take it for done.
     """
     _check_ranges(flags)
+    if flags.examples and flags.examples > preset(row.name).total_examples:
+        raise ValueError(
+            f"--examples: {flags.examples} is more than the {preset(row.name).total_examples} of {row.name}"
+        )
     with open_ranks(flags.parallel, environment) as (ranks, device), ExitStack() as stack:
         set_num_threads(flags.threads or max(1, (os.cpu_count() or 1) // int(environment.get("LOCAL_WORLD_SIZE", 1))))
         prepared = open_prepared(flags.data)
@@ -114,6 +118,8 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
         ranks.led(lambda: describe_run(trainer, prepared))
         if ranks.leads:
             trainer.recorders = stack.enter_context(_recorders(trainer, flags.metrics_address))
+        if ranks.leads and trainer.state.step and trainer.warm_start is None:
+            logging.info("%s: goes on at step %d", trainer.folder, trainer.state.step)
         _train(trainer, flags)
         if flags.weights and not trainer.hurried:
             average = trainer.average_weights()
@@ -122,6 +128,8 @@ def fit(flags: argparse.Namespace, row: Preset, environment: Mapping[str, str]) 
             )
             if path is not None:
                 print(path)
+        if ranks.leads:
+            _say_where(trainer, flags)
         if trainer.hurried:
             sys.exit(128 + (trainer.signalled or signal.SIGTERM))  # another rank was sent it
 
@@ -211,6 +219,13 @@ def _loader(flags: argparse.Namespace, *, on_gpu: bool) -> Loader:
     workers = flags.loader_workers if flags.loader_workers is not None else 4 * on_gpu
     ahead = flags.loader_ahead if flags.loader_ahead is not None else 2 if workers else 1
     return Loader(ahead=ahead, workers=workers)
+
+
+def _say_where(trainer: Trainer, flags: argparse.Namespace) -> None:
+    """How far the run is, and how it goes on."""
+    state, end = trainer.state, _end(trainer, flags.examples)
+    more = "; the same command goes on" if state.examples < end else ""
+    logging.info("%s: step %d, %d of %d examples%s", trainer.folder, state.step, state.examples, end, more)
 
 
 def describe_run(trainer: Trainer, prepared: Prepared) -> None:

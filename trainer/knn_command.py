@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainer.knn_corpus import HELD_OUT_OF, corpus_of_knowledge_base
 from trainer.knn_lookup import METHODS, Service
 from trainer.knn_merge import merge
 
+log = logging.getLogger(__name__)
 JOB_INDEX = "JOB_COMPLETION_INDEX"  # Kubernetes tells it to each pod of an indexed Job
 
 
@@ -55,11 +57,16 @@ def ask_for_neighbors(flags: argparse.Namespace, progress: Progress) -> Path:
         num_shards=flags.shards,
     )
     if flags.merge:
-        return merge(flags.data, asked, partial(names_of, flags.corpus))
+        return _reported(merge(flags.data, asked, partial(names_of, flags.corpus)))
     service = service_of(flags)
     if flags.shard is not None:
         return ask_shard(flags.corpus, flags.data, service, asked, flags.shard, progress)
-    return write_neighbors(flags.corpus, flags.data, service, asked, progress)
+    return _reported(write_neighbors(flags.corpus, flags.data, service, asked, progress))
+
+
+def _reported(path: Path) -> Path:
+    log.info("report: %s", path.with_suffix(".html"))
+    return path
 
 
 def add_corpus_flags(command: argparse.ArgumentParser) -> None:

@@ -52,8 +52,9 @@ class NeighborSource:
     def _anchors(self, *, held_out: bool) -> np.ndarray:
         needed = max(1, self.preset.neighbors)
         enough = (self.prepared.neighbors >= 0).sum(1) >= needed
-        found = np.flatnonzero((self.prepared.held_out == held_out) & enough)
-        return _some(found, self.prepared, held_out, f" with {needed} neighbors or more")
+        of_split = self.prepared.held_out == held_out
+        kind = f" with {needed} neighbors or more" if of_split.any() else ""  # where there is no pair, that is why
+        return _some(np.flatnonzero(of_split & enough), self.prepared, held_out, kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +139,13 @@ def _some(found: np.ndarray, prepared: Prepared, held_out: bool, kind: str) -> n
     if len(found):
         return found
     wanted, what = ("held-out", "evaluation") if held_out else ("training", "training")
-    raise ValueError(
-        f"--data: {prepared.folder} has no {wanted} pairs{kind}, and {what} needs some: say `held_out` of some pairs of "
-        "its corpus, not of all, and prepare it and look up its neighbors again"
+    remedy = (
+        "look up more of them (`python -m trainer knn --k`), or in a knowledge base of more pairs"
+        if kind
+        else "say `held_out` of some pairs of its corpus, not of all (`python -m trainer corpus --hold-out` does), and "
+        "prepare it and look up its neighbors again"
     )
+    raise ValueError(f"--data: {prepared.folder} has no {wanted} pairs{kind}, and {what} needs some: {remedy}")
 
 
 def _python_rng(rng: np.random.Generator) -> random.Random:

@@ -32,12 +32,15 @@ def fit(data: Path, run: Path, *more: str) -> int:
     return main(["fit", "--preset", "tiny-256", "--data", str(data), "--run", str(run), "--threads", "1", *more])
 
 
-def test_fit_resume_and_publish(data: Path, tmp_path: Path) -> None:
+def test_fit_resume_and_publish(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run, weights = tmp_path / "run", tmp_path / "weights"
+    caplog.set_level("INFO")
     assert fit(data, run, "--examples", "8") == 0
+    assert caplog.messages[-1] == f"{run}: step 2, 8 of 8 examples" and "goes on" not in caplog.text
     assert {"run.json", "log.jsonl", "samples.png", "losses.png"} <= {p.name for p in run.iterdir()}
     assert sorted(p.name for p in run.glob("state-*")) == ["state-00000002.safetensors"]
     assert fit(data, run, "--examples", "12", "--weights", str(weights)) == 0
+    assert f"{run}: goes on at step 2" in caplog.messages
     loaded = load_stage(weights, 256)
     assert loaded.unet.config == preset("tiny-256").unet
     assert (loaded.trained["preset"], loaded.trained["step"], loaded.trained["examples"]) == ("tiny-256", 3, 12)
@@ -138,6 +141,8 @@ def test_a_warm_start_is_listed_in_print_and_in_the_run(
         (("--seconds", "nan"), "--seconds: nan"),
         (("--examples", "-5"), "--examples: -5"),
         (("--examples", "0"), "--examples: 0"),
+        (("--examples", "65"), "--examples: 65 is more than the 64 of tiny-256"),
+        (("--examples", "65", "--cooldown", "4"), "--examples: 65 is more than the 64 of tiny-256"),
         (("--threads", "-1"), "--threads: -1"),
         (("--hang-timeout", "nan"), "--hang-timeout: nan"),
         (("--hang-timeout", "0"), "--hang-timeout: 0"),
@@ -199,10 +204,21 @@ def test_missing_corpus_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "d").exists()
 
 
+def test_a_text_encoder_that_cannot_be_had_is_named(
+    corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(where: str) -> None:
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr("trainer.__main__.TextEncoder", away)
+    assert main(["prepare", "--corpus", str(corpus_folder), "--data", str(tmp_path), "--preset", "paper-64"]) == 2
+    one_line(capsys, "--text-encoder: 'google/t5-v1_1-xxl' cannot be loaded: We couldn't connect")
+
+
 def test_missing_neighbors_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(data / "knn")
     assert fit(data, tmp_path / "run") == 2
-    one_line(capsys, "knn")
+    one_line(capsys, "--data: ", "run `python -m trainer knn` first")
 
 
 def test_an_unknown_preset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,9 +175,9 @@ def test_conditioned_crops_of_stored_drawings_are_of_whole_entities() -> None:
 @pytest.mark.parametrize(
     ("row", "held_out", "said"),
     [
-        ("tiny-64", False, "nowhere has no held-out pairs with 2 neighbors or more, and evaluation needs some"),
-        ("tiny-64", True, "nowhere has no training pairs with 2 neighbors or more, and training needs some"),
-        ("tiny-256", False, "nowhere has no held-out pairs, and evaluation needs some"),
+        ("tiny-64", False, "nowhere has no held-out pairs, and evaluation needs some: say `held_out`"),
+        ("tiny-64", True, "nowhere has no training pairs, and training needs some: say `held_out`"),
+        ("tiny-256", False, "nowhere has no held-out pairs, and evaluation needs some: say `held_out`"),
     ],
 )
 def test_a_corpus_with_nothing_to_draw_is_refused_before_the_work(row: str, held_out: bool, said: str) -> None:
@@ -188,3 +188,12 @@ def test_a_corpus_with_nothing_to_draw_is_refused_before_the_work(row: str, held
     source = NeighborSource(prepared=prepared, preset=preset("tiny-64"))
     with pytest.raises(ValueError, match="--data: nowhere has no "):
         (source.batch if held_out else source.held_out_batch)(rng_of(0, 0), 16)
+
+
+def test_too_few_neighbors_are_told_as_what_they_are() -> None:
+    """And not as a want of held-out pairs."""
+    alone = marked(6, range(3), np.tile(np.array([1, -1], np.int32), (6, 1)))
+    with pytest.raises(
+        ValueError, match=r"no training pairs with 2 neighbors or more.*: look up more of them .*knn --k"
+    ):
+        NeighborSource(prepared=alone, preset=preset("tiny-64")).check()
