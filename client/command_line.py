@@ -110,8 +110,11 @@ def print_json(document: Any) -> None:
     print(json.dumps(_plain(document), indent=2, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on a terminal; elsewhere a line for each row, its cells parted by tabs."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, uncut: str = "") -> None:
+    """A table on a terminal; elsewhere a line for each row, its cells parted by tabs.
+
+    On a narrow terminal words are broken, but none of the column `uncut`: a name that other commands take, say.
+    """
     cells = [[" ".join(str(cell).split()) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in cells:
@@ -119,7 +122,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         return
     table = Table()
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == uncut, overflow="fold")
     for row in cells:
         table.add_row(*row)
     Console().print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def _list(flags: argparse.Namespace) -> int:
     if flags.json:
         print_json(runs)
     else:
-        print_table(("run", "state", "preset", "examples", "of", "loss", "examples/s"), [_row(run) for run in runs])
+        columns = ("run", "state", "preset", "examples", "of", "loss", "examples/s")
+        print_table(columns, [_row(run) for run in runs], uncut="run")
     return 0
 
 
@@ -185,15 +187,20 @@ def _followed(flags: argparse.Namespace, events: Iterable[RunEvent]) -> int:
         TrainingFailed: it has not succeeded.
     """
     display, run, grids = make_train_display(), None, list[Path]()
-    with display.live():
-        for event in events:
-            display.show(event)
-            if isinstance(event, Run):
-                run = event
-            elif isinstance(event, SampleGrid) and flags.out:
-                path = write_output(flags.out / f"samples-{event.examples:09d}.png", event.png)
-                if path not in grids:
-                    grids.append(path)
+    try:
+        with display.live():
+            for event in events:
+                display.show(event)
+                if isinstance(event, Run):
+                    run = event
+                elif isinstance(event, SampleGrid) and flags.out:
+                    path = write_output(flags.out / f"samples-{event.examples:09d}.png", event.png)
+                    if path not in grids:
+                        grids.append(path)
+    except KeyboardInterrupt:
+        if run is not None:  # whoever ends a watch may think that the run ends with it
+            print(f"{run.name} goes on; `reimagen train cancel {run.name}` ends it", file=sys.stderr, flush=True)
+        raise
     if flags.json:
         print_json({"run": run, "samples": [str(path) for path in grids]})
     else:

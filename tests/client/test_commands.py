@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from client.__main__ import main
+from client.command_line import print_table
 from tests.client.canned import CannedGenerator, bad_request, fails, retry_info, serving
 from tests.client.test_client import PROMPT, _until_idle
 from tests.generator_svc.tiny_stack import Service
@@ -332,3 +333,6 @@ def test_tables_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setattr(sys, "stdout", terminal)
     assert main(["health", "--generator", "127.0.0.1:1"], {}) == 1
     assert "service" in terminal.getvalue() and "UNAVAILABLE" in terminal.getvalue()
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table(("run", "state"), [("demo-64-0123456789abcdef", "a long state " * 9)], uncut="run")
+    assert "demo-64-0123456789abcdef" in terminal.getvalue(), "what other commands need is never cut"

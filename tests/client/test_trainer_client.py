@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import io
 import json
@@ -14,14 +15,17 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from reimagen.trainer.v1 import trainer_pb2
 from rich.console import Console
 
 from client import AsyncClient, Client, RunSpec, TrainingFailed
 from client.__main__ import main
 from client.message_fields import FieldError
 from client.run_cursor import RunCursor
+from client.train_command import _followed
 from client.train_display import TrainBar
 from client.trainer import Figures, Run, SampleGrid
+from client.training_calls import run_of
 from common.checkpoint import load_stage
 from tests.client.test_readme import blocks
 from tests.trainer.training_service import TrainerProcess, training
@@ -180,6 +184,18 @@ def test_without_an_address_it_says_which_is_missing(capsys: pytest.CaptureFixtu
     assert "--trainer: is missing; give it, or set REIMAGEN_TRAINER" in capsys.readouterr().err
     with pytest.raises(ValueError, match="trainer: "), Client() as client:
         _ = client.trainer
+
+
+def test_whoever_ends_a_watch_is_told_that_the_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    started = run_of(trainer_pb2.Run(name="first", state=trainer_pb2.RUN_STATE_RUNNING))
+
+    def events() -> Iterator[Run]:
+        yield started
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _followed(argparse.Namespace(out=None, json=False), events())
+    assert capsys.readouterr().err.splitlines()[-1] == "first goes on; `reimagen train cancel first` ends it"
 
 
 def test_a_name_that_is_none_of_the_contracts_is_a_field_error(service: TrainerProcess) -> None:
