@@ -313,7 +313,7 @@ def table(figures: dict[str, Any]) -> str:
             said = ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else value
             lines.append(f"| {name} | {said} |")
     if "network" in figures:
-        shares = figures["network"][STAGES[0].name]["neighbor_share_of_steps"]
+        shares = figures["network"][STAGES[0].name].get("neighbor_share_of_steps", {})  # not in figures of before
         lines += ["", "| steps of the first stage | encoding neighbors, share of the trajectory |", "|---|---|"]
         lines += [f"| {steps} | {share} |" for steps, share in shares.items()]
         lines += ["", "| where a step's time goes | share |", "|---|---|"]
