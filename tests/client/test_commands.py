@@ -334,5 +334,5 @@ def test_tables_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert main(["health", "--generator", "127.0.0.1:1"], {}) == 1
     assert "service" in terminal.getvalue() and "UNAVAILABLE" in terminal.getvalue()
     monkeypatch.setenv("COLUMNS", "60")
-    print_table(("run", "state"), [("demo-64-0123456789abcdef", "a long state " * 9)], uncut="run")
+    print_table(("run", *"abcd"), [("demo-64-0123456789abcdef", *["a-word-of-24-characters-!"] * 4)], uncut="run")
     assert "demo-64-0123456789abcdef" in terminal.getvalue(), "what other commands need is never cut"
