@@ -71,7 +71,7 @@ def cut_log(folder: Path, step: int | None) -> int:
 def _step(line: bytes) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # cut by a crash
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # cut by a crash, or no line of ours
         return -1
 
 

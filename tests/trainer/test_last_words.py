@@ -8,7 +8,7 @@ import pytest
 
 from tests.trainer.stand_in_kubernetes_api import NAMESPACE, serving_stand_in
 from trainer.endings import HUNG
-from trainer.service.kubernetes_api import KubernetesApi
+from trainer.service.kubernetes_api import MAX_SAID, KubernetesApi
 
 KILLED = 128 + 9
 Pod = tuple[int, str, int]
@@ -45,8 +45,12 @@ def test_the_newest_attempts_pod_that_says_why_is_told(pods: list[Pod], telling:
     assert (words.exit_code, words.said) == (telling[2], f"{telling[0]} {telling[1]}")
 
 
-def test_a_pod_that_the_cluster_has_ended_says_why(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("log", "kept"), [("step 7", "step 7"), ("x" * MAX_SAID + "step 7", "x" * (MAX_SAID - 6) + "step 7")]
+)
+def test_a_pod_that_the_cluster_has_ended_says_why(log: str, kept: str, tmp_path: Path) -> None:
+    """However much it has said itself."""
     with serving_stand_in(tmp_path) as (cluster, kubeconfig):
-        cluster.add_pod("a", "Failed", "step 7", code=KILLED, reason="OOMKilled")
+        cluster.add_pod("a", "Failed", log, code=KILLED, reason="OOMKilled")
         words = KubernetesApi(NAMESPACE, kubeconfig=kubeconfig, timeout_s=10.0).last_words("Job", "a", 20)
-    assert (words.exit_code, words.said) == (KILLED, "OOMKilled\nstep 7")
+    assert (words.exit_code, words.said) == (KILLED, f"OOMKilled\n{kept}")

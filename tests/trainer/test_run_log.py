@@ -79,3 +79,30 @@ def test_progress_is_the_newest_line_with_the_newest_training_figures(tmp_path: 
         0.25,
         4.0,
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("step", "Infinity"),
+        ("step", "-1"),
+        ("step", str(1 << 63)),
+        ("examples", "1e999"),
+        ("loss", "1" + "0" * 400),
+        ("time", "NaN"),
+        ("time", "1e300"),
+        ("kind", '"\\ud800"'),
+        ("kind", "[" * 100_000),
+    ],
+)
+def test_a_line_that_no_message_can_hold_is_passed_over(field: str, value: str, tmp_path: Path) -> None:
+    """Others can write where runs do; one such line must not hide a run, or all of them."""
+    line = {"time": "1.0", "kind": '"train"', "step": "1", "examples": "8", "loss": "0.5"}
+    texts = [
+        "{" + ", ".join(f'"{name}": {text}' for name, text in each.items()) + "}"
+        for each in (line, line | {field: value})
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(texts) + "\n")
+    assert [found.step for found in LogTail(tmp_path).read()] == [1]
+    assert (found := ProgressReader().read(tmp_path)) is None or found.step == 1
+    cut_log(tmp_path, 1)

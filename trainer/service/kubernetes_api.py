@@ -152,8 +152,8 @@ class KubernetesApi:
             log = self._call(read, pod.metadata.name, self._namespace, tail_lines=lines, limit_bytes=MAX_LOG_BYTES)
         except (client.ApiException, ExecutorAway):
             return nothing
-        said = "\n".join(filter(None, (nothing.said, str(log).strip())))
-        return LastWords(exit_code=code, said=said[-MAX_SAID:])
+        said = (nothing.said, str(log).strip()[-MAX_SAID:])
+        return LastWords(exit_code=code, said="\n".join(filter(None, said)))
 
     def _call(self, method: Callable[..., T], *arguments: Any, **named: Any) -> T:
         try:

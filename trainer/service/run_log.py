@@ -15,8 +15,9 @@ LOG = "log.jsonl"
 TRAIN, HELD_OUT = "train", "held_out"
 CHUNK_BYTES = 256 << 10
 TAIL_BYTES = 32 << 10
-_GRID = re.compile(r"samples-(\d+)\.png")
+_GRID = re.compile(r"samples-(\d{1,18})\.png")
 _PLACE = ("time", "step", "examples", "side", "kind")
+_COUNTS, _END_S = range(1 << 63), 253_402_300_799  # what a message can hold: others, too, can write where runs do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,16 +166,13 @@ def _figures(content: bytes) -> Iterator[Figures]:
         try:
             said: dict[str, Any] = json.loads(line)
             values = {name: float(value) for name, value in said.items() if _is_figure(name, value)}
-            yield Figures(
-                kind=str(said["kind"]),
-                step=int(said["step"]),
-                examples=int(said["examples"]),
-                time_s=float(said["time"]),
-                values=values,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):  # cut by a crash, or by where we began to read
-            continue
+            kind, time_s = str(said["kind"]), float(said["time"])
+            step, examples = int(said["step"]), int(said["examples"])
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            continue  # cut by a crash, or by where we began to read
+        if kind.isprintable() and step in _COUNTS and examples in _COUNTS and 0 <= time_s < _END_S:
+            yield Figures(kind=kind, step=step, examples=examples, time_s=time_s, values=values)
 
 
 def _is_figure(name: str, value: Any) -> bool:
-    return name not in _PLACE and isinstance(value, int | float)
+    return name not in _PLACE and name.isprintable() and isinstance(value, int | float)
