@@ -27,7 +27,7 @@ from trainer.presets import Preset
 from trainer.run_folder import LOG, append_line, cut_log, held
 from trainer.snapshots import save_snapshot, snapshot_every
 from trainer.sources import Source
-from trainer.state import RunState, resume, save_state, set_aside, state_path, uses_bfloat16
+from trainer.state import RunState, check_newest, resume, save_state, set_aside, state_path, uses_bfloat16
 from trainer.warm_start import WarmStart, begin_from
 from trainer.watchdog import LED, Watchdog
 
@@ -219,6 +219,7 @@ class Trainer:
     def enter_folder(self) -> None:
         """Put away what was done after the state that the run goes on from; for who holds the folder, before the first step."""
         set_aside(self.damaged)
+        check_newest(self.folder, self.state.step)
         step = self.state.step if state_path(self.folder, self.state.step).exists() else None
         lost = cut_log(self.folder, step)
         if lost:

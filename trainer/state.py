@@ -25,6 +25,7 @@ from trainer.optimizers import begin, optimizer_of
 from trainer.presets import Preset
 from trainer.state_file import DamagedStateError, read_tensors, write_tensors
 
+STATES = "state-*.safetensors"
 KEPT = 2  # states of a run kept on disk: a damaged last one falls back to the one before
 
 
@@ -132,7 +133,7 @@ def _parts(state: RunState) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     write_tensors(path, tensors, header)
-    states = sorted(path.parent.glob("state-*.safetensors"))
+    states = sorted(path.parent.glob(STATES))
     for old in states[: max(0, states.index(path) + 1 - KEPT)]:
         old.unlink()
 
@@ -246,8 +247,19 @@ def set_aside(damaged: Iterable[Path]) -> None:
             path.rename(path.with_suffix(".damaged"))
 
 
+def check_newest(folder: Path, step: int) -> None:
+    """For who holds the run's folder and has opened it at `step` before.
+
+    Raises:
+        RuntimeError: another process has held it since, and saved a later state; no bad input: begun again, it goes on.
+    """
+    newest = max((int(path.stem.removeprefix("state-")) for path in folder.glob(STATES)), default=step)
+    if newest > step:
+        raise RuntimeError(f"run: {folder} was opened at step {step}; another process has saved step {newest} since")
+
+
 def _newest(folder: Path, preset: Preset, skipped: dict[Path, str]) -> SavedState | None:
-    for path in sorted(folder.glob("state-*.safetensors"), reverse=True):
+    for path in sorted(folder.glob(STATES), reverse=True):
         try:
             return read_state(path, preset)
         except DamagedStateError as error:

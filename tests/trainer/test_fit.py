@@ -308,6 +308,16 @@ def test_one_run_folder_has_one_writer(prepared: Prepared, tiny: Preset, tmp_pat
     assert other.state.step == 2
 
 
+def test_what_another_process_has_saved_since_is_not_undone(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
+    row = replace(tiny, total_examples=2 * tiny.batch)
+    first, late = opened(prepared, row, tmp_path), opened(prepared, row, tmp_path)
+    first.run(NEVER, no_show, no_look)
+    told = lines_of(tmp_path)
+    with pytest.raises(RuntimeError, match="opened at step 0; another process has saved step 2 since"):
+        late.run(NEVER, no_show, no_look)
+    assert lines_of(tmp_path) == told and opened(prepared, row, tmp_path).state.step == 2
+
+
 def test_a_new_run_may_start_from_published_weights(prepared: Prepared, tiny: Preset, tmp_path: Path) -> None:
     """It counts on from what they had seen; a run with a state of its own goes on from that."""
     source = NeighborSource(prepared=prepared, preset=tiny)
