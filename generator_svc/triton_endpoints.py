@@ -21,8 +21,10 @@ from generator_svc.triton_addresses import resolved
 from generator_svc.triton_client import EndpointFailed, TritonClient
 from generator_svc.triton_metrics import TritonMetrics
 
-_EJECTED_AT = 8  # suspicion: a request's failure is 1, a failure that is certain all of it
-_OF_CANARY, _OF_SILENCE = 2, 4  # the same of a canary that failed, and of one that nobody answered
+# Suspicion: a request's failure is 1, a failure that is certain all of it. Requests that are sent again fail many times in
+# the time that one takes to succeed: where a third of the calls is lost, 8 in a row before the first success are no rarity.
+_EJECTED_AT = 16
+_OF_CANARY, _OF_SILENCE = 4, 8  # the same of a canary that failed, and of one that nobody answered
 _RECHECK_S = 0.25  # between canaries while an endpoint is under suspicion
 
 T = TypeVar("T")
