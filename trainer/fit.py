@@ -223,8 +223,8 @@ class Trainer:
         step = self.state.step if state_path(self.folder, self.state.step).exists() else None
         lost = cut_log(self.folder, step)
         if lost:
-            since = "without a saved state" if step is None else f"after the state of step {step}"
-            logging.info("%d lines of %s/%s go: they tell of what was done %s", lost, self.folder, LOG, since)
+            how = "are put aside" if step is None else f"go: they tell of more than step {step}"
+            logging.info("%d lines of %s/%s %s", lost, self.folder, LOG, how)
 
     def _loop(
         self, schedule: Schedule, show: Callable[[int, dict[str, float]], None], look: Callable[[Trainer], None]

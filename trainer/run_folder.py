@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -58,11 +59,17 @@ def cut_log(folder: Path, step: int | None) -> int:
     """Cut the run's log where it tells of a step after `step`; gives how many lines go.
 
     Args:
-        step: the one that a run goes on from: what it did after that is lost, and done again. None: it begins, and all is lost.
+        step: the one that a run goes on from: what it did after that is lost, and done again. None: it begins; a log that
+            is there is put aside whole, as `log-1.jsonl` or the next name that is free, since its states may be elsewhere.
     """
     path = folder / LOG
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    kept = next((i for i, line in enumerate(lines) if step is None or _step(line) > step), len(lines))
+    if step is None:
+        if lines:
+            names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
+            path.rename(next(name for name in names if not name.exists()))
+        return len(lines)
+    kept = next((i for i, line in enumerate(lines) if _step(line) > step), len(lines))
     if kept < len(lines):
         os.truncate(path, sum(map(len, lines[:kept])))
     return len(lines) - kept

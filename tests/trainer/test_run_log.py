@@ -50,7 +50,11 @@ def test_a_log_is_cut_where_it_tells_of_what_is_lost(tmp_path: Path) -> None:
     log.write_text('{"step": 1}\n{"st\n{"step": 2}\n{"step": 3}\n{"step": 2}\n{"ste')
     assert cut_log(tmp_path, 4) == 0
     assert cut_log(tmp_path, 2) == 3 and log.read_text() == '{"step": 1}\n{"st\n{"step": 2}\n'
-    assert cut_log(tmp_path, None) == 3 and log.read_text() == ""
+    for name in ("log-1.jsonl", "log-2.jsonl"):
+        before = log.read_text()
+        assert cut_log(tmp_path, None) == 3 and not log.exists()
+        assert (tmp_path / name).read_text() == before, "no line is lost, and no earlier log"
+        log.write_text(before)
 
 
 def test_a_long_log_comes_in_parts(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from generator_svc.stage_tensors import TEXT_ENCODER
 from retrieval_svc.import_command import add_import_command
 from tests.deploy.k8s.connections import FOLLOWED, NEVER_SET, OWN, connections
 from tests.deploy.k8s.rendering import MANIFESTS, OPTIONS, OTHERWISE, OVERLAYS, environment, named, of_kind, pods, stack
+from tests.deploy.k8s.schema_rules import CUSTOM
 from tests.deploy.k8s.workload_rules import SETTINGS
 from trainer.knn_command import add_knn_flags
 
@@ -207,13 +208,5 @@ def test_custom_objects_are_few() -> None:
     everything = (each for overlay in [*OVERLAYS, OTHERWISE] for each in stack(overlay))
     kinds = {each["kind"] for each in everything if "." in each["apiVersion"].split("/")[0]}
     builtin = {"Role", "RoleBinding", "NetworkPolicy", "PriorityClass"}
-    assert kinds - builtin == {
-        "ServiceMonitor",
-        "PodMonitor",
-        "PrometheusRule",
-        "ScaledObject",
-        "LocalQueue",
-        "TrainJob",
-        "NamespacedImageValidatingPolicy",
-    }
+    assert kinds - builtin == set(CUSTOM)
     assert of_kind(stack("gpu-ha"), "LocalQueue")
