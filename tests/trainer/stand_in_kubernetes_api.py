@@ -83,11 +83,21 @@ class StandInKubernetesApi:
             self.objects[kind][name]["status"] = status
 
     def add_pod(
-        self, job: str, phase: str, log: str, *, code: int, index: int = 0, lived: str = "", reason: str = "Error"
+        self,
+        job: str,
+        phase: str,
+        log: str,
+        *,
+        code: int | None,
+        index: int = 0,
+        lived: str = "",
+        reason: str = "Error",
+        status: Mapping[str, Any] | None = None,
     ) -> None:
-        """A pod of a Job, what it said, and the status that its container ended with.
+        """A pod of a Job, what it said, and the status that its container ended with (None: it has not begun).
 
         `lived`: from when to when, "HH:MM-HH:MM"; with a "!" behind it the pod was ended because its Job had failed.
+        `status`: what the cluster says of the pod besides.
         """
         began, ended = (f"2026-01-02T{time}:00Z" if time else None for time in lived.strip("!").partition("-")[::2])
         with self.lock:
@@ -102,7 +112,7 @@ class StandInKubernetesApi:
                     "creationTimestamp": began,
                     "deletionTimestamp": ended if lived.endswith("!") else None,
                 },
-                "status": {"phase": phase, "containerStatuses": [container]},
+                "status": {"phase": phase, "containerStatuses": [] if code is None else [container], **(status or {})},
             }
             self.logs[name] = log
 
@@ -224,7 +234,7 @@ def serving_stand_in(folder: Path) -> Iterator[tuple[StandInKubernetesApi, Path]
     cluster = StandInKubernetesApi()
     handler = type("Handler", (_Handler,), {"cluster": cluster})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     kubeconfig = folder / "kubeconfig"
     kubeconfig.write_text(

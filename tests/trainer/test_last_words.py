@@ -54,3 +54,45 @@ def test_a_pod_that_the_cluster_has_ended_says_why(log: str, kept: str, tmp_path
         cluster.add_pod("a", "Failed", log, code=KILLED, reason="OOMKilled")
         words = KubernetesApi(NAMESPACE, kubeconfig=kubeconfig, timeout_s=10.0).last_words("Job", "a", 20)
     assert (words.exit_code, words.said) == (KILLED, f"OOMKilled\n{kept}")
+
+
+EVICTED = {"reason": "Evicted", "message": "The node was low on resource: memory.\nContainer node was using 9Gi. "}
+TOLD = "Evicted: The node was low on resource: memory. Container node was using 9Gi."
+PREEMPTED = {"reason": "PreemptionByScheduler", "message": "preempting to accommodate a higher priority pod"}
+
+
+def _disrupted(at: str) -> dict[str, str]:
+    return PREEMPTED | {"type": "DisruptionTarget", "status": "True", "lastTransitionTime": f"2026-01-02T{at}:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "told"),
+    [
+        (KILLED, EVICTED, TOLD),
+        (None, EVICTED, TOLD),  # before its container began
+        (None, {"reason": "UnexpectedAdmissionError"}, "UnexpectedAdmissionError"),
+        (KILLED, {"reason": "DeadlineExceeded"}, "DeadlineExceeded"),
+        (KILLED, {"reason": "Evicted", "message": "m" * 2 * MAX_SAID}, f"Evicted: {'m' * (MAX_SAID - 9)}"),
+        (143, {"conditions": [_disrupted("10:00")]}, f"{PREEMPTED['reason']}: {PREEMPTED['message']}"),
+        (1, {"conditions": [_disrupted("10:00") | {"status": "False"}]}, ""),
+        (1, {"conditions": [_disrupted("10:00") | {"type": "Ready"}]}, ""),
+    ],
+)
+def test_a_pod_that_the_cluster_has_taken_says_why(
+    code: int | None, status: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    with serving_stand_in(tmp_path) as (cluster, kubeconfig):
+        cluster.add_pod("a", "Failed", "step 7", code=code, status=status)
+        words = KubernetesApi(NAMESPACE, kubeconfig=kubeconfig, timeout_s=10.0).last_words("Job", "a", 20)
+    assert (words.exit_code, words.said) == (code, f"{told}\nstep 7".strip())
+
+
+@pytest.mark.parametrize("lived", ["09:00-", "09:00-10:00", "09:00-10:00!"])
+@pytest.mark.parametrize("code", [None, KILLED])
+@pytest.mark.parametrize("other", [HUNG, 1])
+def test_others_fail_for_lack_of_a_pod_that_was_taken(other: int, code: int | None, lived: str, tmp_path: Path) -> None:
+    with serving_stand_in(tmp_path) as (cluster, kubeconfig):
+        cluster.add_pod("a", "Failed", "", code=code, lived=lived, status={"conditions": [_disrupted("10:00")]})
+        cluster.add_pod("a", "Failed", "its peer is gone", code=other, index=1, lived="09:00-10:05")
+        words = KubernetesApi(NAMESPACE, kubeconfig=kubeconfig, timeout_s=10.0).last_words("Job", "a", 20)
+    assert (words.exit_code, words.said) == (code, f"{PREEMPTED['reason']}: {PREEMPTED['message']}")

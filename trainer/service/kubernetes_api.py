@@ -24,6 +24,7 @@ _TRAIN_JOBS = {"group": "trainer.kubeflow.org", "version": "v1alpha1", "plural":
 MAX_LOG_BYTES = 1 << 20  # read of a pod's last lines, however long they are
 MAX_SAID = 4096  # characters of them that are kept
 _NOT_FOUND, _CONFLICT = 404, 409
+_KILLED = 128 + 9
 _LATER = (401, 408, 429)  # beside 5xx: a token is being renewed, the server is busy
 _UNREADABLE = (config.ConfigException, OSError, yaml.YAMLError, TypeError, KeyError, ValueError)  # as its client has it
 _JOB_NAME = "batch.kubernetes.io/job-name"
@@ -37,7 +38,7 @@ class LastWords:
 
     Attributes:
         exit_code: the status, not 0, of the container that tells most (see `most_telling`); None: it is not known any more.
-        said: its last lines, after why the cluster ended it (e.g. OOMKilled) where it did.
+        said: its last lines, after why the cluster ended it (e.g. OOMKilled, or Evicted and what it says of that) where it did.
     """
 
     exit_code: int | None
@@ -143,17 +144,14 @@ class KubernetesApi:
                 return nothing
             attempt = _of_newest_attempt(pods)
             failed = [pod for pod in attempt if _has_failed(pod)] or attempt
-            first_to_end = sorted(failed, key=_ended_s)
-            codes = [code for pod in first_to_end if (code := _exit_code(pod))]
-            code = most_telling(codes) if codes else None
-            pod = next(pod for pod in first_to_end if _exit_code(pod) == code)
-            nothing = LastWords(exit_code=code, said=_ended_by(pod))
+            pod = _most_telling(sorted(failed, key=_ended_s))
+            nothing = LastWords(exit_code=_exit_code(pod), said=_ended_by(pod))
             read = self._core.read_namespaced_pod_log
             log = self._call(read, pod.metadata.name, self._namespace, tail_lines=lines, limit_bytes=MAX_LOG_BYTES)
         except (client.ApiException, ExecutorAway):
             return nothing
         said = (nothing.said, str(log).strip()[-MAX_SAID:])
-        return LastWords(exit_code=code, said="\n".join(filter(None, said)))
+        return LastWords(exit_code=nothing.exit_code, said="\n".join(filter(None, said)))
 
     def _call(self, method: Callable[..., T], *arguments: Any, **named: Any) -> T:
         try:
@@ -175,9 +173,9 @@ def _of_newest_attempt(pods: Sequence[Any]) -> list[Any]:
     """Of each index of a Job the pod that was made last, where it lived when the last of them was made.
 
     A pod that fails is kept, and another one made in its place: what it ended with is not why that one's attempt failed.
-    Pods that have not begun when the Job ends tell nothing.
+    Pods that have not begun when the Job ends tell nothing, unless the cluster has ended them before they did.
     """
-    begun = [pod for pod in pods if _states(pod)] or pods
+    begun = [pod for pod in pods if _states(pod) or _taken(pod)] or pods
     newest = {_place(pod): pod for pod in sorted(begun, key=_made_s)}
     last = max(newest.values(), key=_made_s)
     return [pod for pod in newest.values() if pod is last or _ended_s(pod) >= _made_s(last)]
@@ -204,14 +202,31 @@ def _ends(pod: Any) -> list[Any]:
     return [state.terminated for state in _states(pod) if state.terminated and state.terminated.exit_code]
 
 
+def _disruptions(pod: Any) -> list[Any]:
+    """What the cluster says of a pod that it takes away: for one of more priority, from a node that is drained or lost."""
+    conditions: list[Any] = (pod.status and pod.status.conditions) or []
+    return [said for said in conditions if said.type == "DisruptionTarget" and said.status == "True"]
+
+
+def _taken(pod: Any) -> str:
+    """Why the cluster ended a pod, or let none of it begin, in one line; empty: it did not."""
+    for said in (pod.status, *_disruptions(pod)):
+        if said and said.reason:
+            return " ".join(": ".join(filter(None, (said.reason, said.message))).split())[:MAX_SAID]
+    return ""
+
+
 def _has_failed(pod: Any) -> bool:
-    """Whether a pod failed by itself: not because its Job, which had failed, took it away."""
-    return bool(pod.status and pod.status.phase == "Failed" and not pod.metadata.deletion_timestamp)
+    """Whether a pod failed by itself, or was taken by the cluster: not because its Job, which had failed, took it away."""
+    has_failed = bool(pod.status and pod.status.phase == "Failed" and not pod.metadata.deletion_timestamp)
+    return has_failed or bool(_taken(pod))
 
 
 def _ended_s(pod: Any) -> float:
-    """When the first of its containers failed; infinity: that is not said."""
-    return min((end.finished_at.timestamp() for end in _ends(pod) if end.finished_at), default=math.inf)
+    """When the first of its containers failed, or else the cluster took it; infinity: that is not said."""
+    failed = [end.finished_at.timestamp() for end in _ends(pod) if end.finished_at]
+    taken = [said.last_transition_time.timestamp() for said in _disruptions(pod) if said.last_transition_time]
+    return min(failed or taken, default=math.inf)
 
 
 def _exit_code(pod: Any) -> int | None:
@@ -219,9 +234,16 @@ def _exit_code(pod: Any) -> int | None:
     return next((end.exit_code for end in _ends(pod)), None)
 
 
+def _most_telling(first_to_end: Sequence[Any]) -> Any:
+    """Of pods, in the order in which they ended, the one that says why; one that the cluster took counts as killed."""
+    codes = [_exit_code(pod) or (_KILLED if _taken(pod) else 0) for pod in first_to_end]
+    failed = [code for code in codes if code]
+    return first_to_end[codes.index(most_telling(failed) if failed else 0)]
+
+
 def _ended_by(pod: Any) -> str:
-    """Why the cluster ended a pod's container, where it says so: its log knows nothing of it."""
-    return next((str(end.reason) for end in _ends(pod) if end.reason not in (None, "Error")), "")
+    """Why the cluster ended a pod or its container, where it says so: its log knows nothing of it."""
+    return _taken(pod) or next((str(end.reason) for end in _ends(pod) if end.reason not in (None, "Error")), "")
 
 
 def _selector(kind: Kind, name: str) -> str:
