@@ -137,6 +137,32 @@ def test_the_cluster_gets_the_same_rules(overlay: str) -> None:
     assert len(groups) == len(ours)
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_is_expected_is_what_is_deployed_by_the_job_that_it_is_to_prometheus(overlay: str) -> None:
+    """Services that tell metrics: each is expected under the name of its pods, which `jobLabel` makes their job."""
+    expected = {
+        kind: dict.fromkeys(re.findall(rf'{kind}=~?"([^"]+)"', rule["expr"]))
+        for rule in rules()
+        if rule.get("record") == "job:reimagen_wanted_replicas:sum"
+        for kind in ("deployment", "statefulset")
+    }
+    watched = {
+        monitor["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"]
+        for kind in ("ServiceMonitor", "PodMonitor")
+        for monitor in of_kind(stack(overlay), kind)
+        if monitor["spec"].get("jobLabel") == "app.kubernetes.io/name"
+    }
+    found = set()
+    for kind in ("Deployment", "StatefulSet"):
+        for each in of_kind(stack(overlay), kind):
+            name, (pattern,) = each["metadata"]["name"], expected[kind.lower()]
+            job = each["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
+            assert re.fullmatch(pattern, name), f"{kind}/{name} is not expected"
+            assert re.match("[a-z]+", name)[0] == job  # type: ignore[index]
+            found.add(job)
+    assert watched in (found, set())
+
+
 def test_the_page_of_objectives_says_what_is_measured() -> None:
     page = (MONITORING / "slo.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z-]+)` \| ([\d.]+) % \|", page, re.MULTILINE))
