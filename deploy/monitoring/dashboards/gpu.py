@@ -6,15 +6,15 @@ from deploy.monitoring.dashboards.description import Board, Color, Kind, Panel, 
 from deploy.monitoring.dashboards.promql import WINDOW, Selection
 
 # The exporter is no part of the stack: its namespace, job and pod labels are its own.
-GPU = Selection(matchers='Hostname=~"$Hostname",gpu=~"$gpu"')
-WHICH = "{{Hostname}} {{gpu}}"
+GPU = Selection(matchers='hostname=~"$hostname",gpu=~"$gpu"')
+WHICH = "{{hostname}} {{gpu}}"
 MIB = 1 << 20
 VARIABLES = (
-    Variable(name="Hostname", label="Node", metric="DCGM_FI_DEV_GPU_TEMP", described="Where the GPU is."),
+    Variable(name="hostname", label="Node", metric="DCGM_FI_DEV_GPU_TEMP", described="Where the GPU is."),
     Variable(
         name="gpu",
         label="GPU",
-        metric='DCGM_FI_DEV_GPU_TEMP{Hostname=~"$Hostname"}',
+        metric='DCGM_FI_DEV_GPU_TEMP{hostname=~"$hostname"}',
         described="Its number on the node.",
     ),
 )

@@ -76,8 +76,12 @@ def targets(endpoint: Manifest, pod: Pod) -> set[frozenset[tuple[str, str]]]:
 
 
 def relabeled(labels: dict[str, str], rules: Iterable[Manifest]) -> bool:
-    """Change the labels of a target as Prometheus does (keep, drop, replace); False: it is dropped."""
+    """Change the labels of a target or a series as Prometheus does (keep, drop, replace, labeldrop); False: it is dropped."""
     for rule in rules:
+        if rule.get("action") == "labeldrop":
+            for name in [name for name in labels if re.fullmatch(rule["regex"], name)]:
+                del labels[name]
+            continue
         value = ";".join(labels.get(name, "") for name in rule.get("sourceLabels", ()))
         match, action = re.fullmatch(rule.get("regex", "(.*)"), value), rule.get("action", "replace")
         assert action in ("keep", "drop", "replace"), action

@@ -58,6 +58,16 @@ def monitor_of_nobody(m: Manifests) -> None:
 
 
 @breaks("references")
+def monitor_of_another_exporter(m: Manifests) -> None:
+    named(m, "ServiceMonitor", "gpus")["spec"]["endpoints"][0]["port"] = "metrics"
+
+
+@breaks("references")
+def exporter_looked_for_among_ours(m: Manifests) -> None:
+    del named(m, "ServiceMonitor", "gpus")["spec"]["namespaceSelector"]
+
+
+@breaks("references")
 def autoscaler_of_nobody(m: Manifests) -> None:
     named(m, "ScaledObject", "retrieval")["spec"]["scaleTargetRef"]["kind"] = "StatefulSet"
 

@@ -34,6 +34,8 @@ SETTINGS: dict[tuple[str, ...], tuple[type, str]] = {
 OURS = "REIMAGEN_"
 HASHED = re.compile(r"-[a-z0-9]{10}$")
 CANARY = "deploy.k8s.triton_canary"
+# What the GPU operator brings into the cluster and we ask: its namespace, the labels of the Service, the port.
+ELSEWHERE = [("gpu-operator", {"app": "nvidia-dcgm-exporter"}, "gpu-metrics")]
 
 
 def settings(manifests: Manifests) -> Iterator[str]:
@@ -223,6 +225,15 @@ def _all_labels(pod: Pod) -> dict[str, str]:
     return pod.labels | {"batch.kubernetes.io/job-name": pod.name}
 
 
+def _looks_elsewhere(monitor: Manifest) -> Iterator[str]:
+    """What is wrong with a ServiceMonitor of what others bring into the cluster."""
+    spec = monitor["spec"]
+    sought = [(name, spec["selector"].get("matchLabels")) for name in spec["namespaceSelector"].get("matchNames", ())]
+    for endpoint in spec["endpoints"]:
+        if sought != [(namespace, labels) for namespace, labels, port in ELSEWHERE if port == endpoint["port"]]:
+            yield f"ServiceMonitor/{monitor['metadata']['name']} asks {endpoint['port']} of {sought}, which nobody brings"
+
+
 def _selectors(manifests: Manifests, found: list[Pod]) -> Iterator[str]:
     for each in of_kind(manifests, "PodDisruptionBudget", "NetworkPolicy", "PodMonitor"):
         selector = each["spec"].get("selector", each["spec"].get("podSelector", {}))
@@ -234,6 +245,9 @@ def _selectors(manifests: Manifests, found: list[Pod]) -> Iterator[str]:
             yield f"{each['kind']}/{each['metadata']['name']} scales nothing"
     services = of_kind(manifests, "Service")
     for monitor in of_kind(manifests, "ServiceMonitor"):
+        if "namespaceSelector" in monitor["spec"]:
+            yield from _looks_elsewhere(monitor)
+            continue
         chosen = [s for s in services if selects(monitor["spec"]["selector"], s["metadata"].get("labels", {}))]
         ports = {port["name"] for service in chosen for port in service["spec"]["ports"]}
         if len(chosen) != 1 or not {each["port"] for each in monitor["spec"]["endpoints"]} <= ports:

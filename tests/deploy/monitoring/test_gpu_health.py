@@ -1,4 +1,5 @@
-"""The sample for node-problem-detector: it knows the XIDs that the alert knows, in lines as NVIDIA's driver writes them."""
+"""GPUs: the sample for node-problem-detector knows the XIDs that the alert knows, in lines as NVIDIA's driver writes them; a
+node has one name, whichever exporter tells of it."""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ import re
 import pytest
 
 from deploy.local.children import ROOT
+from deploy.monitoring.dashboards.gpu import BOARD
+from tests.deploy.k8s.monitor_rules import relabeled
+from tests.deploy.k8s.rendering import of_kind, stack
 from tests.deploy.monitoring.test_rules import alerts
 
 MONITOR = json.loads((ROOT / "deploy" / "k8s" / "samples" / "xid-monitor.json").read_text())
@@ -44,3 +48,14 @@ def test_the_sample_and_the_alert_know_the_same_xids() -> None:
     assert asked == [number for number in re.findall(r"\d+", RULE["pattern"].partition("): (")[2])]
     (condition,) = MONITOR["conditions"]
     assert RULE["condition"] == condition["type"] == "GpuFault" and RULE["type"] == "permanent"
+
+
+@pytest.mark.parametrize("label", ["Hostname", "hostname"])
+def test_a_node_is_called_the_same_by_exporters_before_and_since_4_8_3(label: str) -> None:
+    """Our monitor makes of it what the dashboard asks for; `make test-dashboards` has a real Prometheus do so."""
+    (variable,) = (each for each in BOARD.variables if each.label == "Node")
+    (monitor,) = (each for each in of_kind(stack("gpu"), "ServiceMonitor") if each["metadata"]["name"] == "gpus")
+    (endpoint,) = monitor["spec"]["endpoints"]
+    labels = {"__name__": variable.metric, "gpu": "0", label: "node-1"}
+    assert relabeled(labels, endpoint["metricRelabelings"])
+    assert labels == {"__name__": variable.metric, "gpu": "0", variable.name: "node-1"}

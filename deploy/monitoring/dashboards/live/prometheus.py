@@ -19,12 +19,15 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
+import yaml
+
 from common.files import write_atomic
 from common.service.server import die_with_parent
 from deploy.local.children import ROOT, ChildFailed
 
 RULES = Path(__file__).parents[2] / "rules"
 HERE = ROOT / "build" / "prometheus" / "prometheus"
+GPU_MONITOR = ROOT / "deploy" / "k8s" / "components" / "monitoring" / "gpus.yaml"
 ASK_S, START_S, STOP_S, POLL_S = 20.0, 30.0, 10.0, 0.1
 
 
@@ -48,10 +51,11 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is scraped as which job."""
+    """What is scraped as which job; `relabelings` change the labels of what it tells, as Prometheus' configuration has them."""
 
     job: str
     address: str
+    relabelings: tuple[Mapping[str, Any], ...] = ()
 
 
 class Prometheus:
@@ -92,6 +96,15 @@ class Prometheus:
                 return json.load(answer)["data"]
         except HTTPError as error:
             raise QueryFailed(f"{parameters.get('query')}: {json.load(error)['error']}") from None
+
+
+def metric_relabelings(monitor: Path) -> tuple[Mapping[str, Any], ...]:
+    """Those of the first endpoint of a ServiceMonitor in a file, as Prometheus' configuration has them."""
+    (endpoint, *_) = yaml.safe_load(monitor.read_text())["spec"]["endpoints"]
+    return tuple(
+        {re.sub(r"([A-Z])", lambda found: f"_{found[1].lower()}", key): value for key, value in each.items()}
+        for each in endpoint.get("metricRelabelings", ())
+    )
 
 
 @contextmanager
@@ -141,14 +154,19 @@ def _ready(process: subprocess.Popen[bytes], prometheus: Prometheus, log: Path) 
 
 def _config(targets: Sequence[Target], scrape_s: float, rules: Sequence[Path]) -> dict[str, Any]:
     interval = f"{round(1000 * scrape_s)}ms"
-    by_job: dict[str, list[str]] = {}
+    by_job: dict[str, list[Target]] = {}
     for target in targets:
-        by_job.setdefault(target.job, []).append(target.address)
+        by_job.setdefault(target.job, []).append(target)
     return {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
         "rule_files": [str(path) for path in rules],
         "scrape_configs": [
-            {"job_name": job, "static_configs": [{"targets": addresses}]} for job, addresses in by_job.items()
+            {
+                "job_name": job,
+                "static_configs": [{"targets": [each.address for each in of_job]}],
+                "metric_relabel_configs": list(of_job[0].relabelings),
+            }
+            for job, of_job in by_job.items()
         ],
     }
 

@@ -19,7 +19,13 @@ from client.trainer import TrainerClient
 from deploy.local.children import Child, ChildFailed, running
 from deploy.local.supervision import Supervision
 from deploy.local.up import HOST, StackSettings, down, up
-from deploy.monitoring.dashboards.live.prometheus import Prometheus, Target, running_prometheus
+from deploy.monitoring.dashboards.live.prometheus import (
+    GPU_MONITOR,
+    Prometheus,
+    Target,
+    metric_relabelings,
+    running_prometheus,
+)
 from deploy.monitoring.dashboards.live.stand_ins import stand_ins
 
 NUM_PORTS = 20
@@ -206,7 +212,8 @@ def _made_up(ground: Ground, stack: ExitStack) -> list[Target]:
     for offset, (job, registry) in enumerate(stand_ins().items(), start=17):
         server, thread = start_http_server(ground.first_port + offset, addr=HOST, registry=registry)
         stack.callback(_close, server, thread)
-        targets.append(Target(job=job, address=_address(ground, offset)))
+        relabelings = metric_relabelings(GPU_MONITOR) if job == "dcgm-exporter" else ()
+        targets.append(Target(job=job, address=_address(ground, offset), relabelings=relabelings))
     return targets
 
 
