@@ -11,13 +11,14 @@ from pathlib import Path
 from common.files import sha256_file, write_json
 from common.service.command import run_command
 from deploy.images import bom, envelope, provenance
-from deploy.images.bases import read_digests, write_digests
+from deploy.images.bases import known_digests, write_digests
 from deploy.images.building import build_arguments, build_command, run_build, source_revision
 from deploy.images.catalog import BASES, IMAGES, LOCKS, ROOT, Lock
 from deploy.images.locks import TORCH_INDEX, write_lock
 
 Runner = Callable[[argparse.Namespace], None]
 ENGINES = ("docker", "podman")
+OF_BASES = f"that `digests` wrote; default: {BASES.relative_to(ROOT)} or, where it is not there, the published ones"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--tag", default="", metavar="NAME:TAG", help="default: reimagen/IMAGE:dev")
     build.add_argument("--lock", default="", metavar="LOCK", help="another environment, such as retrieval-clip")
     build.add_argument("--snapshot", default="", metavar="DAY", help="of Debian's archive, such as 20261101T000000Z")
-    build.add_argument("--bases", type=Path, default=BASES, metavar="FILE", help="that `digests` wrote")
+    build.add_argument("--bases", type=Path, metavar="FILE", help=OF_BASES)
     build.add_argument("--context", type=Path, default=ROOT, metavar="FOLDER", help="for models: the model repository")
     build.add_argument("--dry-run", action="store_true", help="print the command, build nothing")
     bill = command("sbom", _sbom, "write a bill of materials (CycloneDX 1.6)")
@@ -68,7 +69,7 @@ def _add_statements(command: Callable[[str, Runner, str], argparse.ArgumentParse
     image.add_argument("--sha256", required=True, metavar="DIGEST", help="of the image, as the registry calls it")
     image.add_argument("--lock", default="", metavar="LOCK")
     image.add_argument("--snapshot", default="", metavar="DAY")
-    image.add_argument("--bases", type=Path, default=BASES, metavar="FILE")
+    image.add_argument("--bases", type=Path, metavar="FILE", help=OF_BASES)
     for added in (weights, image):
         added.add_argument("--builder", default=provenance.BUILDER, metavar="URI", help="who says so")
         added.add_argument("--out", type=Path, required=True, metavar="FILE")
@@ -95,7 +96,7 @@ def _lock(flags: argparse.Namespace) -> None:
 
 def _build(flags: argparse.Namespace) -> None:
     revision, created = source_revision()
-    digests = read_digests(flags.bases) if IMAGES[flags.image] else {}
+    digests = known_digests(flags.bases) if IMAGES[flags.image] else {}
     arguments = build_arguments(
         flags.image, digests, lock=flags.lock, snapshot=flags.snapshot, revision=revision, created=created
     )
@@ -121,7 +122,7 @@ def _provenance_weights(flags: argparse.Namespace) -> None:
 
 def _provenance_image(flags: argparse.Namespace) -> None:
     revision, created = source_revision()
-    digests = read_digests(flags.bases) if IMAGES[flags.image] else {}
+    digests = known_digests(flags.bases) if IMAGES[flags.image] else {}
     arguments = build_arguments(
         flags.image, digests, lock=flags.lock, snapshot=flags.snapshot, revision=revision, created=created
     )

@@ -62,6 +62,17 @@ def read_digests(path: Path = BASES) -> dict[str, str]:
     return found
 
 
+def known_digests(path: Path | None, *, asked: Path = BASES) -> dict[str, str]:
+    """Those of `path`; None: those that registries told (`asked`) or, until somebody has asked them, the published ones.
+
+    Raises:
+        ValueError: see `read_digests`.
+    """
+    if path is None and not asked.exists():
+        return {base.argument: base.published for base in BASE_IMAGES if base.published}
+    return read_digests(path or asked)
+
+
 def digest(base: Base, *, scheme: str = "https") -> str:
     """The digest of a base's index, as its registry has it now; anonymous, with a token where one is wanted (RFC 6750).
 

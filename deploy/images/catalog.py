@@ -19,12 +19,15 @@ class Base:
         registry: host that is asked for it.
         repository, tag: what it is called there.
         argument: of the build, which takes its digest.
+        published: a digest of its index that was read in published records (README.md says which), not asked of the registry;
+            empty: none that two records agree on.
     """
 
     registry: str
     repository: str
     tag: str
     argument: str
+    published: str = ""
 
     @property
     def name(self) -> str:
@@ -58,7 +61,11 @@ class Lock:
 
 
 DEBIAN = Base(
-    registry="registry-1.docker.io", repository="library/debian", tag="bookworm-slim", argument="DEBIAN_DIGEST"
+    registry="registry-1.docker.io",
+    repository="library/debian",
+    tag="bookworm-slim",
+    argument="DEBIAN_DIGEST",
+    published="sha256:3783cc01769c7b2b1b83a5c5ad96c815348e28ed7da68e2e3687004faa906251",  # of bookworm-20260918-slim
 )
 TRITON = Base(registry="nvcr.io", repository="nvidia/tritonserver", tag="26.07-py3", argument="TRITON_DIGEST")
 BASE_IMAGES = (DEBIAN, TRITON)

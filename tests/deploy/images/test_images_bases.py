@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from deploy.images.__main__ import main
-from deploy.images.bases import RegistryError, digest, read_digests
+from deploy.images.bases import DIGEST as FORM
+from deploy.images.bases import RegistryError, digest, known_digests, read_digests
 from deploy.images.building import build_arguments, build_command
-from deploy.images.catalog import DEBIAN, IMAGES, TRITON
+from deploy.images.catalog import DEBIAN, FOLDER, IMAGES, TRITON
 
 DIGEST = "sha256:" + "c" * 64
 
@@ -111,6 +112,25 @@ def read_given(command: list[str]) -> dict[str, str]:
     """The arguments of a build's command."""
     given = [command[i + 1].partition("=") for i, word in enumerate(command) if word == "--build-arg"]
     return {name: value for name, _, value in given}
+
+
+def test_published_digests_count_until_registries_were_asked(tmp_path: Path) -> None:
+    asked = tmp_path / "bases.json"
+    published = known_digests(None, asked=asked)
+    assert set(published) == {"DEBIAN_DIGEST"} and all(map(FORM.fullmatch, published.values()))
+    build_arguments("retrieval", published, snapshot="day", revision="r", created="c")
+    with pytest.raises(ValueError, match=r"triton: TRITON_DIGEST must be given: image-digests"):
+        build_arguments("triton", published, revision="r", created="c")
+    with pytest.raises(ValueError, match="is not there"):
+        known_digests(tmp_path / "named.json", asked=asked)
+    asked.write_text(json.dumps({"DEBIAN_DIGEST": DIGEST, "TRITON_DIGEST": DIGEST}))
+    assert known_digests(None, asked=asked) == {"DEBIAN_DIGEST": DIGEST, "TRITON_DIGEST": DIGEST}
+
+
+def test_what_is_published_is_said_with_its_records() -> None:
+    page = (FOLDER / "README.md").read_text()
+    assert DEBIAN.published not in page, "catalog.py is its home"
+    assert "bookworm-20260918-slim.md" in page and "not pulled" in page and TRITON.published == ""
 
 
 def test_digests_are_read_as_they_were_written(tmp_path: Path) -> None:
