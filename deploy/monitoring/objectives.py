@@ -83,7 +83,8 @@ OBJECTIVES = (
         slo="retrieval-freshness",
         service="retrieval",
         target=0.99,
-        errors=f"avg(avg_over_time({STALE}[{{window}}]))",
+        # moments over moments: a mean of means would count a replica of two minutes like one of an hour
+        errors=f"sum(sum_over_time({STALE}[{{window}}])) / sum(count_over_time({STALE}[{{window}}]))",
     ),
 )
 
