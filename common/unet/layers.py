@@ -76,7 +76,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv_in(F.silu(self.norm_in(x)))
         scale, shift = self.modulate(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
-        h = F.silu(self.norm_out(h) * (1 + scale) + shift)
+        h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
         return x + self.conv_out(h)
 
 
@@ -154,6 +154,8 @@ class Attention(nn.Module):
             places: where each pixel looks [B, H * W, 2], in canvas units; None: at its own place.
         """
         batch, width, height, columns = x.shape
+        if not key.shape[2]:  # the null token alone is read, wherever a pixel looks
+            return x + self.to_out(self.null_value)[:, None, None]
         query = self.to_query(self.norm(x).flatten(2).transpose(1, 2))
         if self.position is not None:
             if places is None:
