@@ -39,14 +39,21 @@ def _save_all(flags: argparse.Namespace) -> None:
         raise ValueError(f"--keep: {flags.keep} is not positive")
     key = flags.api_key_file.read_text().split()[0] if flags.api_key_file else ""
     tls = Tls(roots=flags.tls_ca_file.read_bytes()) if flags.tls_ca_file else None
+    failed: list[str] = []
     with KnowledgeBases(flags.retrieval, api_key=key, tls=tls, timeout_s=TIMEOUT_S) as bases:
         for base in bases.list():
-            made = bases.snapshot(base.name)
+            try:
+                made = bases.snapshot(base.name)
+            except RetrievalFailed as error:  # the others are saved all the same
+                failed.append(f"{base.name}: {error}")
+                continue
             print(
                 f"{base.name}: generation {made.generation}, {made.num_pairs} pairs, {made.num_bytes} bytes", flush=True
             )
             for old in outdated(flags.snapshots / base.name, flags.keep):
                 shutil.rmtree(old)
+    if failed:
+        raise ValueError(f"not saved: {'; '.join(failed)}")
 
 
 def outdated(folder: Path, keep: int) -> list[Path]:

@@ -170,8 +170,11 @@ def test_a_trainer_starts_as_its_pod_does_and_is_ready(mounted: Path) -> None:
         assert time.monotonic() - began < 30
 
 
-def test_a_retrieval_starts_as_its_pod_does_and_is_saved_as_by_the_cron_job(mounted: Path, work: Path) -> None:
-    """With the variables of the encrypted overlay, all but Qdrant's: there is none here. Of snapshots the newest are kept."""
+def test_a_retrieval_starts_as_its_pod_does_and_is_saved_as_by_the_cron_job(
+    mounted: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the variables of the encrypted overlay, all but Qdrant's: there is none here. Of snapshots the newest are kept; one
+    knowledge base that cannot be saved is no reason to save no other."""
     shutil.copytree(work / LIBRARY, mounted / "data")
     for lock in (mounted / "data").rglob("lock"):
         lock.unlink()
@@ -192,7 +195,13 @@ def test_a_retrieval_starts_as_its_pod_does_and_is_saved_as_by_the_cron_job(moun
                 generations.append(max(int(path.name) for path in saved.iterdir()))
                 (pair, *_) = bases.list_pairs(NAME)
                 bases.delete_pairs(NAME, [pair.pair_id])
-        assert sorted(int(path.name) for path in saved.iterdir()) == generations[1:]
+            assert sorted(int(path.name) for path in saved.iterdir()) == generations[1:]
+            bases.create("another")
+            (mounted / "snapshots" / "another").write_text("no folder")
+            assert [base.name for base in bases.list()] == ["another", NAME]
+            assert snapshots.main(arguments) == 2
+            assert "not saved: another: " in capsys.readouterr().err
+            assert max(int(path.name) for path in saved.iterdir()) > generations[-1]
         assert snapshots.main([*arguments, "--keep=0"]) == 2
         (mounted / "keys" / "admin").write_text("a-key-of-retrieval-readers\n")
         assert snapshots.main(arguments) == 2, "a reader may not"
