@@ -67,6 +67,8 @@ def spreading(manifests: Manifests) -> Iterator[str]:
         hosts = [each["topologyKey"] for each in [*own, *(a for a in apart if _is_own(a["labelSelector"], pod))]]
         if pod.replicas > 1 and "kubernetes.io/hostname" not in hosts:
             yield f"{pod.owner}: its {pod.replicas} pods may all be on one node"
+        if any(c["whenUnsatisfiable"] == "DoNotSchedule" and c.get("nodeTaintsPolicy") != "Honor" for c in own):
+            yield f"{pod.owner}: nodes that let none of its pods in keep every other node to one"
         zones = [each for each in own if each["topologyKey"] == "topology.kubernetes.io/zone"]
         if pod.replicas > 1 and [each["whenUnsatisfiable"] for each in zones] != ["ScheduleAnyway"]:
             yield f"{pod.owner}: its {pod.replicas} pods may all be in one zone, or wait for another"

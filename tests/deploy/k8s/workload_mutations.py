@@ -248,6 +248,11 @@ def all_on_one_node(m: Manifests) -> None:
 
 
 @breaks("spreading")
+def nodes_of_gpus_count(m: Manifests) -> None:
+    del pod(m, "retrieval")["topologySpreadConstraints"][1]["nodeTaintsPolicy"]
+
+
+@breaks("spreading")
 def all_in_one_zone(m: Manifests) -> None:
     pod(m, "triton")["topologySpreadConstraints"].pop(0)
 
