@@ -17,6 +17,7 @@ from common.stages import stage
 from evaluation.cascade import Cascade, guided_by_text, neighbor_picture
 from evaluation.features import background_color, entity_features, psnr, quarter_of, rank_of
 from evaluation.scores.color_drift import color_drift
+from evaluation.scores.edge_width import edge_widths
 from evaluation.suite import Prompt, Suite
 from retrieval_svc.knowledge_base import KnowledgeBase
 from retrieval_svc.retrieval import Neighbor, Query
@@ -36,7 +37,7 @@ class Size:
     prompts: int = 200
     enlarged_256: int = 48
     enlarged_1024: int = 12
-    drift: int = 8
+    whole: int = 24
 
 
 def evaluate_demo(
@@ -77,7 +78,7 @@ def evaluate_demo(
         **_corners(prompts, drawn),
         **_enlargement(suite, cascade, 256, size.enlarged_256, progress),
         **_enlargement(suite, cascade, 1024, size.enlarged_1024, progress),
-        "color_drift": _drift(drawn[: size.drift], cascade, progress),
+        **_whole_cascade(prompts[: size.whole], drawn, cascade, progress),
         **{f"examples_{s}": w.trained.get("examples") for s, w in cascade.stages.items()},
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -144,14 +145,23 @@ def _enlargement(suite: Suite, cascade: Cascade, size: int, count: int, progress
     }
 
 
-def _drift(pictures: Sequence[np.ndarray], cascade: Cascade, progress: Progress) -> float:
-    """Mean color drift from 64 pictures to their 1024 ones, in levels of 255."""
-    differences = []
-    for i, picture in enumerate(pictures):
+def _whole_cascade(
+    prompts: Sequence[Prompt], drawn: Sequence[np.ndarray], cascade: Cascade, progress: Progress
+) -> dict[str, float]:
+    """Of pictures of 1024 drawn from the prompts: mean color drift from those of 64, in levels of 255, and the median width of
+    their edges in pixels; and the same width of the true pictures."""
+    differences, widths, true_widths = [], [], []
+    for i, (prompt, picture) in enumerate(zip(prompts, drawn, strict=False)):
         large = cascade.enlarge(cascade.enlarge(picture, 256, seed=SEED, sample=i), 1024, seed=SEED, sample=i)
         differences.append(color_drift(picture, large))
-        progress("color drift", i + 1, len(pictures))
-    return round(float(np.mean(differences)), 3)
+        widths.append(edge_widths(large))
+        true_widths.append(edge_widths(prompt.true_picture(1024)))
+        progress("64 to 1024", i + 1, len(prompts))
+    return {
+        "color_drift": round(float(np.mean(differences)), 3),
+        "edge_width_px": round(float(np.median(np.concatenate(widths))), 2),
+        "edge_width_px_of_true_pictures": round(float(np.median(np.concatenate(true_widths))), 2),
+    }
 
 
 def _sheet(

@@ -29,6 +29,7 @@ FLOORS = (
     "sr256_db_over_bicubic",
     "sr1024_db_over_bicubic",
     "color_drift",
+    "edge_width_px",
 )
 
 
@@ -81,7 +82,7 @@ def knowledge_base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Knowled
 
 def test_every_figure_is_measured_and_written(suite: Suite, knowledge_base: KnowledgeBase, tmp_path: Path) -> None:
     cascade = Cascade.load(write_weights(tmp_path / "weights"))
-    size = Size(prompts=9, enlarged_256=1, enlarged_1024=1, drift=1)
+    size = Size(prompts=9, enlarged_256=1, enlarged_1024=1, whole=1)
     figures, sheet = evaluate_demo(suite, knowledge_base, cascade, size, lambda task, done, total: None)
     write_results(tmp_path / "results", figures, sheet)
     written = json.loads((tmp_path / "results" / "demo.json").read_text())

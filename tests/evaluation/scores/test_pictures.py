@@ -16,6 +16,7 @@ from evaluation.features import entity_features
 from evaluation.scores.alignment import backgrounds_right, placements_right
 from evaluation.scores.clip_score import clip_scores, clip_scores_of, ref_clip_scores
 from evaluation.scores.color_drift import color_drift
+from evaluation.scores.edge_width import edge_widths
 from evaluation.scores.copies import (
     copy_likeness,
     copy_likenesses,
@@ -203,6 +204,23 @@ def test_drift_is_what_was_added() -> None:
     for wrong in (large[:30], large.astype(np.float32), np.zeros((0, 0, 3), np.uint8)):
         with pytest.raises(ValueError, match="picture"):
             color_drift(small, wrong)
+
+
+def test_an_edge_is_as_wide_as_its_ramp() -> None:
+    for width in (1, 2, 4, 8):
+        ramp = np.clip((np.arange(64) - 32) / width, 0.0, 1.0) * 200
+        picture = np.round(np.tile(ramp[None, :, None], (64, 1, 3))).astype(np.uint8)
+        for turned in (picture, picture.swapaxes(0, 1)):
+            assert np.median(edge_widths(np.ascontiguousarray(turned))) == pytest.approx(width, rel=0.05)
+    blocks = np.zeros((256, 256, 3), np.uint8)
+    blocks[64:192, 64:192, 1] = 255  # one channel alone
+    assert np.median(edge_widths(blocks)) == 1.0
+    flat = np.full((64, 64, 3), 90, np.uint8)
+    gradient = np.repeat(np.arange(64, dtype=np.uint8)[:, None, None], 64, 1).repeat(3, 2)
+    assert len(edge_widths(flat)) == len(edge_widths(gradient)) == 0
+    for wrong in (flat[:16, :16], flat[:30], flat.astype(np.float32)):
+        with pytest.raises(ValueError, match="picture"):
+            edge_widths(wrong)
 
 
 def test_colors_and_corners_are_judged_where_they_are_named() -> None:
