@@ -10,6 +10,7 @@ from tests.deploy.k8s.rendering import Manifest, Manifests, Pod, is_run, named, 
 from trainer.service.kubernetes_manifests import QUEUE_LABEL
 
 GPU = "nvidia.com/gpu"
+INDEXED_S = 3 * 3600  # in which a pod may make its indexes anew
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 LOCAL = re.compile(r"(reimagen/\w+|qdrant/qdrant):[\w.-]+")
 
@@ -32,7 +33,9 @@ def gpus(manifests: Manifests) -> Iterator[str]:
 
 
 def rollouts(manifests: Manifests) -> Iterator[str]:
-    """A pool of GPUs has none to spare: an old pod goes first. Elsewhere the new one comes first."""
+    """A pool of GPUs has none to spare: an old pod goes first. Elsewhere the new one comes first. Nobody is told
+    that a rollout has failed while its pods are let take their time."""
+    yield from _impatient(manifests)
     for deployment in of_kind(manifests, "Deployment"):
         name, spec = deployment["metadata"]["name"], deployment["spec"]
         (pod,) = (pod for pod in pods(manifests) if pod.owner == f"Deployment/{name}")
@@ -43,6 +46,22 @@ def rollouts(manifests: Manifests) -> Iterator[str]:
                 yield f"{pod.owner}: is made anew, and there are {spec['replicas']}"
         elif found != {"maxSurge": 0 if has_gpu else 1, "maxUnavailable": 1 if has_gpu else 0}:
             yield f"{pod.owner}: rolls out by {found}"
+
+
+def _impatient(manifests: Manifests) -> Iterator[str]:
+    """Deployments that are given up before their pods, or those that these wait for, may be ready."""
+    patience = {
+        m["metadata"]["name"]: m["spec"].get("progressDeadlineSeconds", 600) for m in of_kind(manifests, "Deployment")
+    }
+    for pod in (pod for pod in pods(manifests) if pod.owner.startswith("Deployment/")):
+        probe = pod.spec["containers"][0]["startupProbe"]
+        least = probe["periodSeconds"] * probe["failureThreshold"]
+        if any("ephemeral" in volume for volume in pod.spec["volumes"]):
+            least = INDEXED_S
+        if pod.name == "generator":
+            least = max(patience[name] for name in patience if name.startswith("triton"))
+        if patience[pod.name] <= least:
+            yield f"{pod.owner}: is given up after {patience[pod.name]} s, and may take {least}"
 
 
 def disruptions(manifests: Manifests) -> Iterator[str]:

@@ -223,6 +223,21 @@ def two_trainers(m: Manifests) -> None:
     deployment(m, "trainer")["replicas"] = 2
 
 
+@breaks("rollouts")
+def given_up_while_it_indexes(m: Manifests) -> None:
+    del named(m, "Deployment", "retrieval")["spec"]["progressDeadlineSeconds"]
+
+
+@breaks("rollouts")
+def given_up_while_it_waits_for_tritons(m: Manifests) -> None:
+    named(m, "Deployment", "generator")["spec"]["progressDeadlineSeconds"] = 1800
+
+
+@breaks("rollouts")
+def given_up_while_it_starts(m: Manifests) -> None:
+    named(m, "Deployment", "triton")["spec"]["progressDeadlineSeconds"] = 600
+
+
 @breaks("disruptions")
 def no_budget(m: Manifests) -> None:
     m.remove(named(m, "PodDisruptionBudget", "generator"))
