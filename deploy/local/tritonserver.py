@@ -35,7 +35,7 @@ SHM_BYTES = 16 << 20  # of each model; grows by as much, and a 1024 picture take
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.05
-NICE = 4  # how much the stack's Triton yields to its other services, which answer while networks run
+NICE = 10  # how much the stack's Triton yields to its other services, which answer while networks run
 STARTS = 2  # the Python backend aborts now and then while its stubs meet in shared memory (boost's lock_exception)
 _NO_ERRORS = (  # that Triton logs as errors
     "HandleCancellation called",  # of a call that its caller has left
@@ -57,8 +57,9 @@ class TritonSettings:
         admin_key: what `ADMIN_HEADER` must say for all but inference, metadata and health; drawn where it is empty.
         drain_s: seconds that live requests get once it is asked to end.
         grpc_port, metrics_port: 0: any free one.
-        nice: how much it and its models yield to the other processes of the machine (`os.nice`): services that share the
-            cores with its networks answer sooner, and under overload their refusals take time from the networks.
+        nice: how much it and its models yield to the other processes of the machine (`os.nice`, and `SCHED_BATCH`, which wakes
+            after them): services that share the cores with its networks answer sooner, and under overload their refusals
+            take time from the networks.
     """
 
     repository: Path
@@ -243,6 +244,9 @@ def _ready(settings: TritonSettings) -> TritonServer:
 def _begin(parent_pid: int, nice: int) -> None:
     die_with_parent(parent_pid)
     os.nice(nice)
+    if nice:
+        with suppress(OSError):  # a kernel without it: it yields by its priority alone
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def last_error(log: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def repository(triton_repository: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def server(repository: Path, tmp_path: Path) -> Iterator[TritonServer]:
     """A tritonserver over it."""
-    settings = TritonSettings(repository=repository, log=tmp_path / "triton.log", admin_key="the-key")
+    settings = TritonSettings(repository=repository, log=tmp_path / "triton.log", admin_key="the-key", nice=3)
     with running_triton(settings) as running:
         yield running
 
@@ -141,6 +142,12 @@ def release(server: TritonServer, repository: Path, key_file: Path) -> Release:
     """Of the server's repository."""
     where = ["--triton-addresses", server.address, "--triton-admin-key-file", key_file]
     return Release(flags=["--repository", repository, *where])
+
+
+def test_a_server_and_its_models_yield_as_they_are_told(server: TritonServer) -> None:
+    for pid in (server.pid, *server.stubs()):
+        assert os.getpriority(os.PRIO_PROCESS, pid) - os.getpriority(os.PRIO_PROCESS, 0) == 3
+        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
 
 
 def test_requests_under_way_end_with_their_version_and_the_next_have_the_new_one(

@@ -16,7 +16,6 @@ from evaluation.features import entity_features
 from evaluation.scores.alignment import backgrounds_right, placements_right
 from evaluation.scores.clip_score import clip_scores, clip_scores_of, ref_clip_scores
 from evaluation.scores.color_drift import color_drift
-from evaluation.scores.edge_width import edge_widths
 from evaluation.scores.copies import (
     copy_likeness,
     copy_likenesses,
@@ -25,6 +24,7 @@ from evaluation.scores.copies import (
     near_copy_rate,
 )
 from evaluation.scores.diversity import diversity, prompt_diversities
+from evaluation.scores.edge_width import edge_widths
 from evaluation.scores.entity import best_of, entity_figures, entity_ranks, found_within, hand_made
 from evaluation.suite import draw
 from retrieval_svc.clip import ClipEmbedder
