@@ -163,12 +163,12 @@ _DEMO_1024 = replace(
     name="demo-1024",
     stage=1024,
     unet=UNetConfig(
-        patch=8,
-        widths=(64, 96),
-        blocks=(2, 1),
-        attention=(False, False),
-        text_attention=(False, False),
-        neighbor_attention=(False, False),
+        patch=4,
+        widths=(48, 64, 96),
+        blocks=(2, 2, 1),
+        attention=(False, False, False),
+        text_attention=(False, False, False),
+        neighbor_attention=(False, False, False),
         head_width=32,
         text_width=0,
         embedding_width=128,
@@ -178,6 +178,7 @@ _DEMO_1024 = replace(
         placement=False,
         consistent=True,
     ),
+    time_exponent=0.5,  # of its few steps all but the last begin where hardly more than the input is seen
     curriculum=((2**62, 128),),
 )
 
