@@ -96,3 +96,36 @@ def test_others_fail_for_lack_of_a_pod_that_was_taken(other: int, code: int | No
         cluster.add_pod("a", "Failed", "its peer is gone", code=other, index=1, lived="09:00-10:05")
         words = KubernetesApi(NAMESPACE, kubeconfig=kubeconfig, timeout_s=10.0).last_words("Job", "a", 20)
     assert (words.exit_code, words.said) == (code, f"{PREEMPTED['reason']}: {PREEMPTED['message']}")
+
+
+@pytest.mark.parametrize("code", [1, 143])
+@pytest.mark.parametrize("other", [HUNG, 1])
+def test_others_may_fail_before_a_pod_that_is_taken_has_ended(other: int, code: int, tmp_path: Path) -> None:
+    """It saves its state, or cannot for lack of the others; their status is none of a signal, and neither may its own be."""
+    with serving_stand_in(tmp_path) as (cluster, kubeconfig):
+        taken = {"conditions": [_disrupted("10:00")]}
+        cluster.add_pod("a", "Failed", "", code=code, lived="09:00-10:04", status=taken)
+        cluster.add_pod("a", "Failed", "its peer is gone", code=other, index=1, lived="09:00-10:02")
+        words = KubernetesApi(NAMESPACE, kubeconfig=kubeconfig, timeout_s=10.0).last_words("Job", "a", 20)
+    assert (words.exit_code, words.said) == (code, f"{PREEMPTED['reason']}: {PREEMPTED['message']}")
+
+
+@pytest.mark.parametrize("other", [HUNG, 1])
+def test_others_fail_for_lack_of_a_pod_that_its_node_refused(other: int, tmp_path: Path) -> None:
+    """Nobody says when: it never began."""
+    with serving_stand_in(tmp_path) as (cluster, kubeconfig):
+        refused = {"reason": "UnexpectedAdmissionError", "message": "no healthy devices present"}
+        cluster.add_pod("a", "Failed", "", code=None, lived="09:00-", status=refused)
+        cluster.add_pod("a", "Failed", "its peer is gone", code=other, index=1, lived="09:00-10:02")
+        words = KubernetesApi(NAMESPACE, kubeconfig=kubeconfig, timeout_s=10.0).last_words("Job", "a", 20)
+    assert (words.exit_code, words.said) == (None, "UnexpectedAdmissionError: no healthy devices present")
+
+
+def test_a_pod_that_had_done_its_work_is_no_reason(tmp_path: Path) -> None:
+    """Its node was drained afterwards."""
+    with serving_stand_in(tmp_path) as (cluster, kubeconfig):
+        drained = {"conditions": [_disrupted("10:00")]}
+        cluster.add_pod("a", "Succeeded", "done", code=0, lived="09:00-09:50", status=drained)
+        cluster.add_pod("a", "Failed", "a fault", code=HUNG, index=1, lived="09:00-10:02")
+        words = KubernetesApi(NAMESPACE, kubeconfig=kubeconfig, timeout_s=10.0).last_words("Job", "a", 20)
+    assert (words.exit_code, words.said) == (HUNG, "a fault")

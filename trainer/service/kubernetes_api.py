@@ -14,7 +14,7 @@ import yaml
 from kubernetes import client, config
 
 from common.service.config import ConfigError
-from trainer.endings import most_telling
+from trainer.endings import CAUSES, most_telling
 from trainer.service.executor import ExecutorAway, ExecutorError
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ class KubernetesApi:
                 return nothing
             attempt = _of_newest_attempt(pods)
             failed = [pod for pod in attempt if _has_failed(pod)] or attempt
-            pod = _most_telling(sorted(failed, key=_ended_s))
+            pod = _most_telling(sorted(failed, key=_fell_s))
             nothing = LastWords(exit_code=_exit_code(pod), said=_ended_by(pod))
             read = self._core.read_namespaced_pod_log
             log = self._call(read, pod.metadata.name, self._namespace, tail_lines=lines, limit_bytes=MAX_LOG_BYTES)
@@ -209,7 +209,9 @@ def _disruptions(pod: Any) -> list[Any]:
 
 
 def _taken(pod: Any) -> str:
-    """Why the cluster ended a pod, or let none of it begin, in one line; empty: it did not."""
+    """Why the cluster ended a pod, or let none of it begin, in one line; empty: it did not, or the pod had done its work."""
+    if pod.status and pod.status.phase == "Succeeded":  # its node may be drained afterwards
+        return ""
     for said in (pod.status, *_disruptions(pod)):
         if said and said.reason:
             return " ".join(": ".join(filter(None, (said.reason, said.message))).split())[:MAX_SAID]
@@ -224,9 +226,22 @@ def _has_failed(pod: Any) -> bool:
 
 def _ended_s(pod: Any) -> float:
     """When the first of its containers failed, or else the cluster took it; infinity: that is not said."""
-    failed = [end.finished_at.timestamp() for end in _ends(pod) if end.finished_at]
-    taken = [said.last_transition_time.timestamp() for said in _disruptions(pod) if said.last_transition_time]
-    return min(failed or taken, default=math.inf)
+    return min(_failed_s(pod) or _taken_s(pod), default=math.inf)
+
+
+def _fell_s(pod: Any) -> float:
+    """From when on others lacked a pod: one that is taken away may save its state for a while; one that its node refused never
+    was there. Infinity: that is not said."""
+    refused = [_made_s(pod)] if _taken(pod) and not _states(pod) else []
+    return min([*_failed_s(pod), *_taken_s(pod)] or refused, default=math.inf)
+
+
+def _failed_s(pod: Any) -> list[float]:
+    return [end.finished_at.timestamp() for end in _ends(pod) if end.finished_at]
+
+
+def _taken_s(pod: Any) -> list[float]:
+    return [said.last_transition_time.timestamp() for said in _disruptions(pod) if said.last_transition_time]
 
 
 def _exit_code(pod: Any) -> int | None:
@@ -234,11 +249,14 @@ def _exit_code(pod: Any) -> int | None:
     return next((end.exit_code for end in _ends(pod)), None)
 
 
-def _most_telling(first_to_end: Sequence[Any]) -> Any:
-    """Of pods, in the order in which they ended, the one that says why; one that the cluster took counts as killed."""
-    codes = [_exit_code(pod) or (_KILLED if _taken(pod) else 0) for pod in first_to_end]
+def _most_telling(first_to_fall: Sequence[Any]) -> Any:
+    """Of pods, in the order in which they fell, the one that says why. One that the cluster took counts as killed, unless its
+    status says something else of its own."""
+    codes = [
+        _KILLED if _taken(pod) and _exit_code(pod) not in CAUSES else _exit_code(pod) or 0 for pod in first_to_fall
+    ]
     failed = [code for code in codes if code]
-    return first_to_end[codes.index(most_telling(failed) if failed else 0)]
+    return first_to_fall[codes.index(most_telling(failed) if failed else 0)]
 
 
 def _ended_by(pod: Any) -> str:
