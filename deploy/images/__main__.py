@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from common.files import sha256_file, write_json
 from common.service.command import run_command
@@ -18,6 +21,7 @@ from deploy.images.locks import TORCH_INDEX, write_lock
 
 Runner = Callable[[argparse.Namespace], None]
 ENGINES = ("docker", "podman")
+DAY = re.compile(r"\d{8}T\d{6}Z")  # as snapshot.debian.org names its archives
 OF_BASES = f"that `digests` wrote; default: {BASES.relative_to(ROOT)} or, where it is not there, the published ones"
 
 
@@ -95,16 +99,22 @@ def _lock(flags: argparse.Namespace) -> None:
 
 
 def _build(flags: argparse.Namespace) -> None:
-    revision, created = source_revision()
-    digests = known_digests(flags.bases) if IMAGES[flags.image] else {}
-    arguments = build_arguments(
-        flags.image, digests, lock=flags.lock, snapshot=flags.snapshot, revision=revision, created=created
-    )
+    arguments = _arguments(flags)
     tag = flags.tag or f"reimagen/{flags.image}:dev"
     command = build_command(flags.engine, flags.image, tag, arguments, context=flags.context)
     print(" ".join(command), flush=True)
     if not flags.dry_run:
-        run_build(command, created)
+        run_build(command, arguments["CREATED"])
+
+
+def _arguments(flags: argparse.Namespace) -> dict[str, str]:
+    if flags.snapshot and not DAY.fullmatch(flags.snapshot):
+        raise ValueError(f"--snapshot: {flags.snapshot!r} is no day of Debian's archive, such as 20261101T000000Z")
+    revision, created = source_revision()
+    digests = known_digests(flags.bases) if IMAGES[flags.image] else {}
+    return build_arguments(
+        flags.image, digests, lock=flags.lock, snapshot=flags.snapshot, revision=revision, created=created
+    )
 
 
 def _sbom(flags: argparse.Namespace) -> None:
@@ -121,32 +131,49 @@ def _provenance_weights(flags: argparse.Namespace) -> None:
 
 
 def _provenance_image(flags: argparse.Namespace) -> None:
-    revision, created = source_revision()
-    digests = known_digests(flags.bases) if IMAGES[flags.image] else {}
-    arguments = build_arguments(
-        flags.image, digests, lock=flags.lock, snapshot=flags.snapshot, revision=revision, created=created
-    )
+    arguments = _arguments(flags)
+    if arguments["REVISION"].endswith("-dirty"):
+        raise ValueError(f"source: {arguments['REVISION']}: check out the commit that the image was built from")
     lock = Lock(name=arguments["LOCK"], python="").path if "LOCK" in arguments else None
     sha256 = flags.sha256.removeprefix("sha256:")
     made = provenance.of_image(
-        flags.image, sha256, lock=lock, arguments=arguments, commit=revision, builder=flags.builder
+        flags.image, sha256, lock=lock, arguments=arguments, commit=arguments["REVISION"], builder=flags.builder
     )
     write_json(flags.out, made)
     print(flags.out)
 
 
 def _sign(flags: argparse.Namespace) -> None:
-    statement = json.loads(flags.statement.read_bytes())
+    statement = _json("statement", flags.statement)
     provenance.check(statement)
-    write_json(flags.out, envelope.sign(statement, flags.key.read_bytes()))
+    with _naming("--key", flags.key):
+        signed = envelope.sign(statement, flags.key.read_bytes())
+    write_json(flags.out, signed)
     print(flags.out)
 
 
 def _verify(flags: argparse.Namespace) -> None:
-    document, key = json.loads(flags.envelope.read_bytes()), flags.key.read_bytes()
-    statement = envelope.verify_file(document, key, flags.of, sha256_file(flags.of))
+    document = _json("envelope", flags.envelope)
+    with _naming("--key", flags.key):
+        key = envelope.public_key(flags.key.read_bytes())
+    with _naming("envelope", flags.envelope):
+        statement = envelope.verify_file(document, key, flags.of, sha256_file(flags.of))
     provenance.check(statement)
     print(json.dumps(statement["predicate"]["buildDefinition"], indent=2))
+
+
+def _json(field: str, path: Path) -> Any:
+    with _naming(field, path):
+        return json.loads(path.read_bytes())
+
+
+@contextmanager
+def _naming(field: str, path: Path) -> Iterator[None]:
+    """What is wrong with a file is told with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{field}: {path}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -56,7 +56,13 @@ def declared_arguments(recipe: Path) -> dict[str, str | None]:
 def build_command(
     engine: str, image: str, tag: str, arguments: Mapping[str, str], *, context: Path = ROOT
 ) -> list[str]:
-    """What is run; the context is the repository, or for `models` the model repository."""
+    """What is run; the context is the repository, or for `models` the model repository.
+
+    Raises:
+        ValueError: `models` are to be made of a folder that is no model repository.
+    """
+    if image == "models" and not any(context.glob("*/config.pbtxt")):
+        raise ValueError(f"--context: {context} is no model repository, which `python -m generator_svc export` makes")
     command = [engine, "build", "--file", str(dockerfile(image)), "--tag", tag, "--platform", "linux/amd64"]
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]

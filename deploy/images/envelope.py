@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
@@ -26,14 +27,26 @@ def sign(statement: dict[str, Any], key: bytes) -> dict[str, Any]:
     try:
         private = load_pem_private_key(key, password=None)
         signer = CryptoSigner(private, SSlibKey.from_crypto(private.public_key()))  # pyright: ignore
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"key: {error}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"is no private key that signs: {error}") from None
     envelope = Envelope(json.dumps(statement, sort_keys=True, ensure_ascii=False).encode(), PAYLOAD, {})
     envelope.sign(signer)
     return envelope.to_dict()
 
 
-def verify(envelope: Any, key: bytes) -> dict[str, Any]:
+def public_key(pem: bytes) -> SSlibKey:
+    """The key that signatures are checked with, of its PEM.
+
+    Raises:
+        ValueError: it is no public key.
+    """
+    try:
+        return SSlibKey.from_crypto(load_pem_public_key(pem))  # pyright: ignore
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"is no public key: {error}") from None
+
+
+def verify(envelope: Any, key: SSlibKey) -> dict[str, Any]:
     """The statement of an envelope that the key's owner has signed.
 
     Raises:
@@ -41,15 +54,18 @@ def verify(envelope: Any, key: bytes) -> dict[str, Any]:
     """
     try:
         opened = Envelope.from_dict(envelope)
-        opened.verify([SSlibKey.from_crypto(load_pem_public_key(key))], threshold=1)  # pyright: ignore
-    except (VerificationError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"envelope: {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"is no signed envelope (DSSE): {type(error).__name__} {error}") from None
+    try:
+        opened.verify([key], threshold=1)
+    except VerificationError:
+        raise ValueError("no signature in it is this key's, or it was altered") from None
     if opened.payload_type != PAYLOAD:
-        raise ValueError(f"envelope: payloadType is {opened.payload_type!r}, not {PAYLOAD}")
+        raise ValueError(f"payloadType is {opened.payload_type!r}, not {PAYLOAD}")
     return json.loads(opened.payload)
 
 
-def verify_file(envelope: Any, key: bytes, path: Path, sha256: str) -> dict[str, Any]:
+def verify_file(envelope: Any, key: SSlibKey, path: Path, sha256: str) -> dict[str, Any]:
     """`verify`, and that the statement is of this file.
 
     Raises:
@@ -58,5 +74,5 @@ def verify_file(envelope: Any, key: bytes, path: Path, sha256: str) -> dict[str,
     statement = verify(envelope, key)
     subjects = {subject["digest"].get("sha256"): subject["name"] for subject in statement["subject"]}
     if sha256 not in subjects:
-        raise ValueError(f"envelope: {path} is {sha256}, the statement is of {subjects}")
+        raise ValueError(f"{path} is {sha256}, the statement is of {subjects}")
     return statement

@@ -20,6 +20,7 @@ from deploy.images.building import build_arguments, build_command
 from deploy.images.catalog import DEBIAN, FOLDER, IMAGES, TRITON
 
 DIGEST = "sha256:" + "c" * 64
+DAY = "20261101T000000Z"
 
 
 class Registry(BaseHTTPRequestHandler):
@@ -94,6 +95,8 @@ def test_a_build_without_a_digest_or_a_day_is_none(tmp_path: Path, capsys: pytes
     assert main(dry) == 2
     assert "DEBIAN_SNAPSHOT must be given" in capsys.readouterr().err
     assert main([*dry, "--snapshot=20261101T000000Z", "--lock=generator"]) == 2
+    assert main([*dry, "--snapshot=yesterday"]) == 2
+    assert "--snapshot: 'yesterday'" in capsys.readouterr().err
     assert main([*dry, "--snapshot=20261101T000000Z"]) == 0
     assert f"--build-arg DEBIAN_DIGEST={DIGEST}" in capsys.readouterr().out
 
@@ -101,11 +104,20 @@ def test_a_build_without_a_digest_or_a_day_is_none(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize("image", IMAGES)
 def test_every_image_has_a_command_with_all_that_its_dockerfile_wants(image: str, tmp_path: Path) -> None:
     digests = {"DEBIAN_DIGEST": DIGEST, "TRITON_DIGEST": DIGEST}
-    arguments = build_arguments(image, digests, snapshot="day", revision="r", created="c")
+    arguments = build_arguments(image, digests, snapshot=DAY, revision="r", created="c")
+    (tmp_path / "unet_64").mkdir()
+    (tmp_path / "unet_64" / "config.pbtxt").touch()
     command = build_command("docker", image, "t", arguments, context=tmp_path)
     assert command[-1] == str(tmp_path)
     assert "--build-arg REVISION=r" in " ".join(command)
     assert read_given(command).get("LOCK", "") == (IMAGES[image] or ("",))[0]
+
+
+def test_models_are_made_of_a_model_repository_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The repository's root, which is the default, would be an image without a model."""
+    for folder in ([], [f"--context={tmp_path}"], [f"--context={tmp_path / 'no'}"]):
+        assert main(["build", "models", "--dry-run", *folder]) == 2
+        assert "is no model repository" in capsys.readouterr().err
 
 
 def read_given(command: list[str]) -> dict[str, str]:
@@ -118,7 +130,7 @@ def test_published_digests_count_until_registries_were_asked(tmp_path: Path) -> 
     asked = tmp_path / "bases.json"
     published = known_digests(None, asked=asked)
     assert set(published) == {"DEBIAN_DIGEST"} and all(map(FORM.fullmatch, published.values()))
-    build_arguments("retrieval", published, snapshot="day", revision="r", created="c")
+    build_arguments("retrieval", published, snapshot=DAY, revision="r", created="c")
     with pytest.raises(ValueError, match=r"triton: TRITON_DIGEST must be given: image-digests"):
         build_arguments("triton", published, revision="r", created="c")
     with pytest.raises(ValueError, match="is not there"):

@@ -71,7 +71,9 @@ def test_the_dual_encoder_names_its_trunk() -> None:
     assert [line["name"] for line in definition["resolvedDependencies"]] == ["corpus", "source", "trunk"]
 
 
-def test_a_statement_of_an_image_names_all_that_it_was_built_from(tmp_path: Path) -> None:
+def test_a_statement_of_an_image_names_all_that_it_was_built_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bases, out = tmp_path / "bases.json", tmp_path / "s.json"
     bases.write_text(json.dumps({"DEBIAN_DIGEST": "sha256:" + "a" * 64}))
     lock = next(path for path in FOLDER.glob("packages/generator.lock"))
@@ -86,10 +88,17 @@ def test_a_statement_of_an_image_names_all_that_it_was_built_from(tmp_path: Path
     assert named["debian"] == {"sha256": "a" * 64}
     assert named["lock"] == {"sha256": sha256_file(lock)}
     assert named["Dockerfile"] == {"sha256": sha256_file(FOLDER / "generator.Dockerfile")}
-    assert (
-        main(["provenance-image", "generator", "--sha256=zz", "--snapshot=d", f"--bases={bases}", f"--out={out}"]) == 2
+    asked = ["provenance-image", "generator", "--snapshot=20261101T000000Z", f"--bases={bases}", f"--out={out}"]
+    monkeypatch.setattr(
+        "deploy.images.__main__.source_revision", lambda: (f"{COMMIT}-dirty", "2026-11-29T00:00:00+00:00")
     )
+    assert main([*asked, f"--sha256={'b' * 64}"]) == 2
+    assert f"source: {COMMIT}-dirty" in capsys.readouterr().err
+    monkeypatch.setattr("deploy.images.__main__.source_revision", lambda: (COMMIT, "2026-11-29T00:00:00+00:00"))
+    assert main([*asked, "--sha256=zz"]) == 2
     assert not out.exists()
+    assert main([*asked, f"--sha256=sha256:{'b' * 64}"]) == 0
+    assert json.loads(out.read_text())["subject"][0]["digest"] == {"sha256": "b" * 64}
 
 
 def _without(*path: str) -> Callable[[dict[str, Any]], None]:
@@ -154,6 +163,31 @@ def test_a_signature_holds_for_its_file_and_its_key(tmp_path: Path, capsys: pyte
         assert main(["verify", str(tmp_path / "altered.json"), *asked[2:]]) == 2, name
     assert main(["sign", str(statement), f"--key={ours[1]}", f"--out={tmp_path}/no.json"]) == 2, "no private key"
     assert not (tmp_path / "no.json").exists()
+
+
+@pytest.mark.parametrize("wrong", ["statement", "envelope", "key"])
+def test_a_file_that_is_something_else_is_named(wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    private, public = key_pair(tmp_path, "ours")
+    weights, statement, envelope = WEIGHTS / "unet_64.safetensors", tmp_path / "s.json", tmp_path / "e.json"
+    assert main(["provenance-weights", str(weights), f"--commit={COMMIT}", f"--out={statement}"]) == 0
+    assert main(["sign", str(statement), f"--key={private}", f"--out={envelope}"]) == 0
+    other = tmp_path / "other"
+    other.write_text("neither JSON nor PEM")
+    asked = {
+        "statement": [["sign", str(other), f"--key={private}", f"--out={tmp_path}/no"]],
+        "envelope": [["verify", str(path), f"--key={public}", f"--of={weights}"] for path in (other, statement)],
+        "key": [
+            ["sign", str(statement), f"--key={other}", f"--out={tmp_path}/no"],
+            ["verify", str(envelope), f"--key={other}", f"--of={weights}"],
+            ["verify", str(envelope), f"--key={private}", f"--of={weights}"],
+        ],
+    }
+    for command in asked[wrong]:
+        capsys.readouterr()
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        file = command[2].partition("=")[2] if wrong == "key" else command[1]
+        assert f"{wrong}: {file}: " in said, said
 
 
 def test_the_committed_bill_is_of_the_committed_weights(tmp_path: Path) -> None:
