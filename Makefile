@@ -108,8 +108,8 @@ image-digests: proto ## Ask registries for the digests of what images begin with
 image-locks: proto ## Resolve what images install, as requirements.txt says
 	$(PY) -m deploy.images lock
 
-image-build: proto ## Build an image: make image-build IMAGE=retrieval SNAPSHOT=20261101T000000Z ENGINE=docker
-	$(PY) -m deploy.images build $(IMAGE) --snapshot "$(SNAPSHOT)" --engine $(ENGINE) --context $(if $(MODELS),$(MODELS),.)
+image-build: proto ## Build an image: make image-build IMAGE=retrieval SNAPSHOT=20261101T000000Z ENGINE=docker TAG=NAME:TAG
+	$(PY) -m deploy.images build $(IMAGE) --snapshot "$(SNAPSHOT)" --engine $(ENGINE) --context $(if $(MODELS),$(MODELS),.) $(if $(TAG),--tag $(TAG))
 
 chromium: ## Install Debian's chromium and its driver, in which pages are tested (once, as root)
 	@if ! command -v chromium > /dev/null || ! command -v chromedriver > /dev/null; then \
