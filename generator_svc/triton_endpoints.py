@@ -138,6 +138,7 @@ class Endpoints(Generic[T]):
         self._addresses = tuple(addresses)
         self._canary = canary
         self._metrics = metrics
+        metrics.begin(model)
         self._on_change = on_change
         self._patience_s = patience_s
         self._endpoints: dict[str, Endpoint[T]] = {}

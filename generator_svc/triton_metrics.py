@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from generator_svc.triton_client import Kind
+
+_STUB_DEAD: Kind = "stub_dead"
 _QUEUE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _RUN_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _CANARY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -67,6 +70,11 @@ class TritonMetrics:
             buckets=_CANARY_BUCKETS_S,
             registry=registry,
         )
+
+    def begin(self, model: str) -> None:
+        """A model will be asked. Deaths of its interpreter are counted from 0, so that Prometheus sees the first: each one
+        calls somebody."""
+        self.errors.labels(model, _STUB_DEAD)
 
     def forget(self, model: str, endpoint: str) -> None:
         """Drop the series of an endpoint that is none any more."""

@@ -37,6 +37,7 @@ LONG = 300  # steps: about a second
 ORDER = plans(64, 7, LONG), text_inputs(3, 2)
 SHORT = plans(64, 7, 2), text_inputs(3, 2)
 RETRIES, ATTEMPTS = "reimagen_generator_triton_retries_total", "reimagen_generator_triton_attempts_total"
+ERRORS = "reimagen_generator_triton_errors_total"
 EJECTIONS = "reimagen_generator_triton_ejections_total"
 
 
@@ -149,7 +150,7 @@ def test_a_stage_that_loses_its_endpoint_ends_at_another_with_the_same_bytes(
             assert asking.figure(RETRIES) == 1
             assert asking.figure(EJECTIONS, endpoint=lost.address) == 1
             kind = {"cut": "unreachable", "freeze": "hung"}[how]
-            assert asking.figure("reimagen_generator_triton_errors_total", kind=kind) == 1
+            assert asking.figure(ERRORS, kind=kind) == 1
             for _ in range(4):
                 await asking.draw(*SHORT)
             assert asking.figure(RETRIES) == 1, "what is ejected is not asked"
@@ -293,10 +294,11 @@ def test_a_request_that_fails_everywhere_is_given_up(
                 raise EndpointFailed("wrong", kind=kind, is_down=is_down)  # type: ignore[arg-type]
 
             given = {"budget": RetryBudget(), "metrics": asking.stage.metrics, "call": Call()}
+            assert asking.registry.get_sample_value(ERRORS, {"model": "unet_64", "kind": "stub_dead"}) == 0.0
             with pytest.raises(EndpointFailed):
                 await with_retries(asking.stage.endpoints, attempt, **given)
             assert asking.figure(ATTEMPTS) == attempts
-            assert asking.figure("reimagen_generator_triton_errors_total", kind=kind) == attempts
+            assert asking.figure(ERRORS, kind=kind) == attempts
 
     host.call(ask())
 

@@ -201,7 +201,6 @@ CALLERS = Row(
                 Query(
                     expr=ASKED.rate("reimagen_generator_triton_errors_total", by=("model", "kind")),
                     legend="{{model}} {{kind}}",
-                    after="an attempt has failed",
                 ),
             ),
             alerts=("TritonModelDied",),
