@@ -1,7 +1,8 @@
 """The objectives (SLOs), and the rules that follow from them: errors by window, how much is allowed, how fast it is burnt.
 
 Multi-window, multi-burn-rate alerts as in chapter 5 of The Site Reliability Workbook (Google, 2018): an alert looks at a long
-window, so that a moment does not call anybody, and at a short one, so that it ends soon after the errors do.
+window, so that a moment does not call anybody, and at a short one, so that it ends soon after the errors do. With little
+traffic one failure is a large share of either: nobody is woken for less than `LEAST_BAD` in the short one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 Rule = dict[str, Any]
 
 WINDOW = "30d"
+LEAST_BAD = 3  # one order that fails, and the second try of whoever asked for it, are no pattern yet
 ERRORS, BUDGET = "slo:reimagen_errors:ratio_rate", "slo:reimagen_error_budget:ratio"
+NUM_ERRORS = "slo:reimagen_errors:increase"
 STALE = "index:reimagen_retrieval_stale:bool"
 
 _ENDED, _IN_TIME = "grpc_server_call_duration_seconds_count", "grpc_server_call_duration_seconds_bucket"
@@ -30,17 +33,23 @@ class Objective:
         service: whose.
         target: share of what is asked for that has to be good, over `WINDOW`.
         errors: PromQL of the share that was not, over the window `{window}`.
+        num_errors: PromQL of how many were not, likewise.
     """
 
     slo: str
     service: str
     target: float
     errors: str
+    num_errors: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class BurnRate:
-    """One alert: both windows burn the budget at least so many times as fast as the objective allows."""
+    """One alert: both windows burn the budget at least so many times as fast as the objective allows.
+
+    Attributes:
+        least: how much has to be bad in the short window; 0: any.
+    """
 
     alert: str
     severity: str
@@ -48,6 +57,7 @@ class BurnRate:
     long: str
     short: str
     spent: str
+    least: int = 0
 
 
 OBJECTIVES = (
@@ -57,6 +67,7 @@ OBJECTIVES = (
         target=0.995,
         errors='sum(rate(reimagen_generator_requests_total{{outcome=~"rejected|deadline|error"}}[{window}]))'
         ' / sum(rate(reimagen_generator_requests_total{{outcome=~"ok|rejected|deadline|error"}}[{window}]))',
+        num_errors='sum(increase(reimagen_generator_requests_total{{outcome=~"rejected|deadline|error"}}[{window}]))',
     ),
     Objective(
         slo="generator-latency",
@@ -64,6 +75,8 @@ OBJECTIVES = (
         target=0.95,
         errors='1 - sum(rate(reimagen_generator_request_slowdown_ratio_bucket{{le="4.0"}}[{window}]))'
         " / sum(rate(reimagen_generator_request_slowdown_ratio_count[{window}]))",
+        num_errors="sum(increase(reimagen_generator_request_slowdown_ratio_count[{window}]))"
+        ' - sum(increase(reimagen_generator_request_slowdown_ratio_bucket{{le="4.0"}}[{window}]))',
     ),
     Objective(
         slo="retrieval-availability",
@@ -71,6 +84,7 @@ OBJECTIVES = (
         target=0.999,
         errors=f'sum(rate({_ENDED}{{{{{_LOOKUPS}, grpc_status=~"{_FAULTS}"}}}}[{{window}}]))'
         f' / sum(rate({_ENDED}{{{{{_LOOKUPS}, grpc_status=~"OK|{_FAULTS}"}}}}[{{window}}]))',
+        num_errors=f'sum(increase({_ENDED}{{{{{_LOOKUPS}, grpc_status=~"{_FAULTS}"}}}}[{{window}}]))',
     ),
     Objective(
         slo="retrieval-latency",
@@ -78,6 +92,8 @@ OBJECTIVES = (
         target=0.99,
         errors=f'1 - sum(rate({_IN_TIME}{{{{{_LOOKUPS}, grpc_status="OK", le="0.1"}}}}[{{window}}]))'
         f' / sum(rate({_ENDED}{{{{{_LOOKUPS}, grpc_status="OK"}}}}[{{window}}]))',
+        num_errors=f'sum(increase({_ENDED}{{{{{_LOOKUPS}, grpc_status="OK"}}}}[{{window}}]))'
+        f' - sum(increase({_IN_TIME}{{{{{_LOOKUPS}, grpc_status="OK", le="0.1"}}}}[{{window}}]))',
     ),
     Objective(
         slo="retrieval-freshness",
@@ -85,12 +101,17 @@ OBJECTIVES = (
         target=0.99,
         # moments over moments: a mean of means would count a replica of two minutes like one of an hour
         errors=f"sum(sum_over_time({STALE}[{{window}}])) / sum(count_over_time({STALE}[{{window}}]))",
+        num_errors=f"sum(sum_over_time({STALE}[{{window}}]))",
     ),
 )
 
 BURN_RATES = (
-    BurnRate(alert="ErrorBudgetBurnsFast", severity="page", rate=14.4, long="1h", short="5m", spent="in an hour 2 %"),
-    BurnRate(alert="ErrorBudgetBurns", severity="page", rate=6, long="6h", short="30m", spent="in six hours 5 %"),
+    BurnRate(
+        alert="ErrorBudgetBurnsFast", severity="page", rate=14.4, long="1h", short="5m", spent="in an hour 2 %", least=LEAST_BAD
+    ),
+    BurnRate(
+        alert="ErrorBudgetBurns", severity="page", rate=6, long="6h", short="30m", spent="in six hours 5 %", least=LEAST_BAD
+    ),
     BurnRate(alert="ErrorBudgetBurnsSlowly", severity="ticket", rate=1, long="3d", short="6h", spent="in three days 10 %"),
 )  # fmt: skip
 
@@ -118,13 +139,18 @@ def _recorded() -> Iterator[Rule]:
         yield {"record": BUDGET, "labels": _labels(each), "expr": f"vector({1 - each.target:.6g})"}
         for window in windows():
             yield {"record": ERRORS + window, "labels": _labels(each), "expr": each.errors.format(window=window)}
+        for window in (rate.short for rate in BURN_RATES if rate.least):
+            # rounded: an increase is extrapolated, two errors to a little more than two
+            counted = f"round({each.num_errors.format(window=window)})"
+            yield {"record": NUM_ERRORS + window, "labels": _labels(each), "expr": counted}
 
 
 def _alerts() -> Iterator[Rule]:
     for each in BURN_RATES:
         yield {
             "alert": each.alert,
-            "expr": f"{ERRORS}{each.long} > {each.rate:g} * {BUDGET} and {ERRORS}{each.short} > {each.rate:g} * {BUDGET}",
+            "expr": f"{ERRORS}{each.long} > {each.rate:g} * {BUDGET} and {ERRORS}{each.short} > {each.rate:g} * {BUDGET}"
+            + (f" and {NUM_ERRORS}{each.short} >= {each.least}" if each.least else ""),
             "labels": {"severity": each.severity},
             "annotations": {
                 "summary": "{{ $labels.slo }}: the error budget burns " + _pace(each.rate),

@@ -14,7 +14,7 @@ from reimagen.retrieval.v1 import retrieval_pb2
 
 from deploy.local.children import ROOT
 from deploy.monitoring.manifests import COMPONENT, OBJECTIVES, component_text, objectives_text, rule_files
-from deploy.monitoring.objectives import BUDGET, BURN_RATES, ERRORS, STALE, WINDOW, windows
+from deploy.monitoring.objectives import BUDGET, BURN_RATES, ERRORS, NUM_ERRORS, STALE, WINDOW, windows
 from deploy.monitoring.objectives import OBJECTIVES as PROMISES
 from tests.deploy.k8s.rendering import OVERLAYS, of_kind, stack
 from tests.deploy.k8s.workload_rules import SETTINGS
@@ -170,15 +170,17 @@ def test_the_page_of_objectives_says_what_is_measured() -> None:
         each.slo: pytest.approx(100 * each.target) for each in PROMISES
     }
     rows = re.findall(
-        r"^\| `(\w+)` \| (?:more than )?([\d.]*) ?(?:times )?too fast \| (\w+) \| (\w+) \| .* \| (\w+) \|",
+        r"^\| `(\w+)` \| (?:more than )?([\d.]*) ?(?:times )?too fast \| (\w+) \| (\w+) \| .* \| (?:at least (\d+)|any) "
+        r"\| (\w+) \|",
         page,
         re.MULTILINE,
     )
-    assert [(alert, float(rate or 1), long, short, who) for alert, rate, long, short, who in rows] == [
-        (each.alert, each.rate, each.long, each.short, each.severity) for each in BURN_RATES
-    ]
+    assert [
+        (alert, float(rate or 1), long, short, int(least or 0), who) for alert, rate, long, short, least, who in rows
+    ] == [(each.alert, each.rate, each.long, each.short, each.least, each.severity) for each in BURN_RATES]
+    assert all(bool(each.least) == (each.severity == "page") for each in BURN_RATES)
     assert WINDOW == "30d" and "30 days" in page
-    for name in (BUDGET, ERRORS + windows()[0], *(windows()[1:])):
+    for name in (BUDGET, ERRORS + windows()[0], NUM_ERRORS + windows()[0], *(windows()[1:])):
         assert name in page
     assert STALE in OBJECTIVES.read_text()
 
