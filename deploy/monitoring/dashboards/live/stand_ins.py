@@ -1,6 +1,6 @@
 """What cannot run on one machine without a GPU, a cluster and Qdrant's server: made-up figures under the exporters' own names.
 
-The names and labels are those of dcgm-exporter 4 before 4.8.3 (`etc/default-counters.csv`), Qdrant 1.16 (`src/common/metrics`),
+The names and labels are those of dcgm-exporter 4 before 4.8.3 (`etc/default-counters.csv`), Qdrant 1.19 (`src/common/metrics`),
 kube-state-metrics 2 and the kubelet; the values are invented, and say nothing of any device.
 """
 
