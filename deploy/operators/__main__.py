@@ -1,4 +1,4 @@
-"""`python -m deploy.operators`: how many replicas, how large a Qdrant, and whether a snapshot comes back."""
+"""`python -m deploy.operators`: how many replicas, how large a Qdrant, whether a snapshot comes back, and where it goes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from client.knowledge_base import RetrievalFailed
+from client.channel import Tls
+from client.knowledge_base import KnowledgeBases, RetrievalFailed
 from common.service.command import run_command
+from common.service.errors import InvalidArgument
 from deploy.local.children import ChildFailed
 from deploy.operators.capacity import plan, read_curve
 from deploy.operators.qdrant_size import PLANS, size
 from deploy.operators.restore_drill import DrillFailed, drill
+from deploy.operators.restore_to_service import restore_to
 
-EXPECTED = (ValueError, DrillFailed, RetrievalFailed, ChildFailed)
+EXPECTED = (ValueError, DrillFailed, RetrievalFailed, ChildFailed, InvalidArgument)
 CURVE = Path("bench/results/serving.json")
 
 
@@ -51,6 +54,15 @@ def parser() -> argparse.ArgumentParser:
     drills.add_argument("library", type=Path, metavar="FOLDER")
     drills.add_argument("--knowledge-base", required=True, metavar="NAME")
     drills.add_argument("--lookups", type=int, default=50, metavar="N", help="default: %(default)s")
+    restores = commands.add_parser("restore-to", help="a snapshot's pairs into a service that runs")
+    restores.set_defaults(run=_restore_to)
+    restores.add_argument("snapshot", type=Path, metavar="SNAPSHOT", help="its folder: SNAPSHOTS/NAME/GENERATION")
+    restores.add_argument("--retrieval", required=True, metavar="ADDRESS", help="host:port or dns:///host:port")
+    restores.add_argument("--knowledge-base", required=True, metavar="NAME", help="made if it is not there")
+    restores.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds an admin key")
+    restores.add_argument(
+        "--tls-ca-file", type=Path, metavar="FILE", help="PEM certificates of the service's authority"
+    )
     return made
 
 
@@ -81,6 +93,15 @@ def _restore_drill(flags: argparse.Namespace) -> None:
     told = drill(flags.library, flags.knowledge_base, lookups=flags.lookups)
     saved = f"generation {told.generation}, {told.num_pairs} pairs, {told.num_bytes} bytes"
     print(f"{flags.knowledge_base}: {saved}; restored, and {told.lookups} lookups answered as before")
+
+
+def _restore_to(flags: argparse.Namespace) -> None:
+    key = flags.api_key_file.read_text().strip() if flags.api_key_file else ""
+    tls = Tls(roots=flags.tls_ca_file.read_bytes()) if flags.tls_ca_file else None
+    with KnowledgeBases(flags.retrieval, api_key=key, tls=tls) as target:
+        told = restore_to(flags.snapshot, target, flags.knowledge_base)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(told.outcomes.items())) or "no pairs"
+    print(f"{flags.knowledge_base}: {counts}; {told.more} more are there that the snapshot has not")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def drill(library: Path, name: str, *, lookups: int = 50) -> Report:
         shutil.copytree(library, copy)
         for lock in copy.rglob(LOCK):
             lock.unlink()
-        with _served(copy, snapshots, work) as bases:
+        with served(copy, snapshots, work) as bases:
             prompts = [pair.caption for pair in bases.list_pairs(name)][:lookups]
             if not prompts:
                 raise ValueError(f"knowledge base: {name!r} holds nothing")
@@ -71,7 +71,7 @@ def drill(library: Path, name: str, *, lookups: int = 50) -> Report:
             if any(base.name == name for base in bases.list()):
                 raise DrillFailed(f"{name} is there after it was deleted")
         _restore(snapshots / name / str(made.generation), copy, name)
-        with _served(copy, snapshots, work) as bases:
+        with served(copy, snapshots, work) as bases:
             if pair_ids(bases, name) != ids:
                 raise DrillFailed(f"{name} came back with other pairs than were saved")
             for prompt, was, now in zip(prompts, before, answers(bases, name, prompts), strict=True):
@@ -92,7 +92,8 @@ def pair_ids(bases: KnowledgeBases, name: str) -> set[str]:
 
 
 @contextmanager
-def _served(library: Path, snapshots: Path, work: Path) -> Iterator[KnowledgeBases]:
+def served(library: Path, snapshots: Path, work: Path) -> Iterator[KnowledgeBases]:
+    """A service of a library while the block runs, with its socket and its log in `work`."""
     address = f"unix:{work}/retrieval.sock"
     flags = {"data": library, "snapshots": snapshots, "address": address, "log-level": "warning"}
     arguments = ["retrieval_svc", "serve", *(f"--{flag}={value}" for flag, value in flags.items())]

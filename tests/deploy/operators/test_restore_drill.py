@@ -60,7 +60,7 @@ def test_what_differs_fails_the_drill(
 ) -> None:
     """Of services that are stood in for; the real ones are the first test's."""
     bases, answers = Restored(*ids), list(found)
-    monkeypatch.setattr(restore_drill, "_served", lambda *_: nullcontext(bases))
+    monkeypatch.setattr(restore_drill, "served", lambda *_: nullcontext(bases))
     monkeypatch.setattr(restore_drill, "_restore", lambda *_: None)
     monkeypatch.setattr(restore_drill, "answers", lambda *_: [answers.pop(0) if len(answers) > 1 else answers[0]])
     status = main(["restore-drill", str(work / LIBRARY), f"--knowledge-base={NAME}"])
