@@ -77,20 +77,27 @@ def _info(bases: KnowledgeBases, name: str) -> KnowledgeBaseInfo | None:
 def make_alike(target: KnowledgeBases, info: KnowledgeBaseInfo) -> None:
     """Have a service make the knowledge base of this name if it has none; one that is there must be as this one.
 
+    One without embeddings may get some from the service's CLIP model; embeddings of one model are not mixed with another's.
+
     Raises:
-        ValueError: it has other facets, scene phrases or embeddings.
+        ValueError: it has other facets, scene phrases or embeddings, or the service has another CLIP model; none is made then.
     """
-    there = _info(target, info.name)
+    made, there = False, _info(target, info.name)
     if there is None:
-        target.create(
-            info.name, facets=info.facets, scene_phrases=info.scene_phrases, embedding_size=info.embedding_size
-        )
-        return
-    for part in ("facets", "scene_phrases", "embedding_size"):
-        if getattr(there, part) != getattr(info, part):
-            raise ValueError(
-                f"knowledge base: {info.name!r} is there with other {part} than the snapshot's: delete it first"
-            )
+        made, size = True, info.embedding_size
+        there = target.create(info.name, facets=info.facets, scene_phrases=info.scene_phrases, embedding_size=size)
+    if different := _different(there, info):
+        if made:
+            target.delete(info.name)
+        advice = "" if made else ": delete it first"
+        raise ValueError(f"knowledge base: {info.name!r} has other {different} there than in the snapshot{advice}")
+
+
+def _different(there: KnowledgeBaseInfo, info: KnowledgeBaseInfo) -> str:
+    parts = ["facets", "scene_phrases"]
+    if info.embedding_size:
+        parts += ["embedding_size", *(["embedding_model"] if there.embedding_model and info.embedding_model else [])]
+    return next((part for part in parts if getattr(there, part) != getattr(info, part)), "")
 
 
 def _pairs(saved: KnowledgeBases, info: KnowledgeBaseInfo) -> Iterator[StoredPair]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
 
 from client.knowledge_base import KnowledgeBases
-from client.retrieval_types import FacetSpec, Pair, StoredPair
+from client.retrieval_types import FacetSpec, KnowledgeBaseInfo, Pair, StoredPair
 from deploy.operators.__main__ import main
 from deploy.operators.restore_drill import served
 from deploy.operators.restore_to_service import make_alike
@@ -60,8 +61,25 @@ def test_a_snapshot_goes_into_a_service_that_runs(tmp_path: Path, capsys: pytest
         assert next(bases.upsert("again", [pair(9)])).outcome == "created"
         assert main([*asked, "again"]) == 0
         assert "again: 1 created, 2 unchanged; 1 more" in capsys.readouterr().out
-        with pytest.raises(ValueError, match=r"'again' is there with other scene_phrases"):
+        with pytest.raises(ValueError, match=r"'again' has other scene_phrases there .*: delete it first"):
             make_alike(bases, replace(again, scene_phrases=()))
+        make_alike(bases, replace(again, embedding_size=0))  # its CLIP model has embedded them
+
+
+def test_embeddings_of_another_model_are_not_mixed() -> None:
+    """A service with a CLIP model stands in."""
+    service = Mock(spec=KnowledgeBases)
+    service.list.return_value = []
+    info = KnowledgeBaseInfo(
+        name="dogs", facets=(), scene_phrases=(), embedding_size=4, embedding_model="ours", created_at=""
+    )
+    service.create.return_value = replace(info, embedding_model="theirs")
+    with pytest.raises(ValueError, match="'dogs' has other embedding_model there than in the snapshot$"):
+        make_alike(service, info)
+    service.delete.assert_called_once_with("dogs")
+    service.create.return_value = replace(info, embedding_model="")
+    make_alike(service, info)
+    service.delete.assert_called_once()
 
 
 def test_what_is_no_snapshot_is_named_before_anybody_is_asked(
