@@ -52,16 +52,21 @@ def restore_to(snapshot: Path, target: KnowledgeBases, name: str) -> Restored:
         work = Path(folder)
         restore(snapshot, work / "library", name)
         with served(work / "library", work / "snapshots", work) as saved:
-            info = _info(saved, name)
-            assert info is not None, "it was restored"
-            make_alike(target, info)
-            outcomes: Counter[str] = Counter()
-            ids: set[str] = set()
-            for said in target.upsert(name, _pairs(saved, info)):
-                if said.outcome == "rejected":
-                    raise DrillFailed(f"{said.pair_id}: {said.field}: {said.reason}")
-                outcomes[said.outcome] += 1
-                ids.add(said.pair_id)
+            return copy(saved, target, name)
+
+
+def copy(saved: KnowledgeBases, target: KnowledgeBases, name: str) -> Restored:
+    """Every pair of a knowledge base into that of the same name of another service; see `restore_to`."""
+    info = _info(saved, name)
+    assert info is not None, "it was restored"
+    make_alike(target, info)
+    outcomes: Counter[str] = Counter()
+    ids: set[str] = set()
+    for said in target.upsert(name, _pairs(saved, info)):
+        if said.outcome == "rejected":
+            raise DrillFailed(f"{said.pair_id}: {said.field}: {said.reason}")
+        outcomes[said.outcome] += 1
+        ids.add(said.pair_id)
     there = {pair.pair_id for pair in target.list_pairs(name)}
     if missing := ids - there:
         raise DrillFailed(
