@@ -34,6 +34,7 @@ RULES: list[Rule] = [
     workload_rules.settings,
     workload_rules.configuration,
     workload_rules.listening,
+    workload_rules.written,
     workload_rules.references,
     workload_rules.probes,
     workload_rules.grace,

@@ -131,6 +131,19 @@ def lost_port_of_a_monitor(m: Manifests) -> None:
     named(m, "PodMonitor", "triton")["spec"]["podMetricsEndpoints"][0]["port"] = "http"
 
 
+@breaks("written")
+def report_in_the_working_folder(m: Manifests) -> None:
+    arguments = container(m, "import", "Job")["args"]
+    arguments[:] = [word for word in arguments if not word.startswith("--report=")]
+
+
+@breaks("written")
+def snapshots_that_can_only_be_read(m: Manifests) -> None:
+    spec = named(m, "CronJob", "snapshots")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (mount,) = (mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "snapshots")
+    mount["readOnly"] = True
+
+
 @breaks("probes")
 def no_liveness(m: Manifests) -> None:
     del container(m, "retrieval")["livenessProbe"]

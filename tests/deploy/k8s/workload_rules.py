@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
 from common.service.config import ConfigError, read_settings
@@ -34,6 +35,14 @@ SETTINGS: dict[tuple[str, ...], tuple[type, str]] = {
 OURS = "REIMAGEN_"
 HASHED = re.compile(r"-[a-z0-9]{10}$")
 CANARY = "deploy.k8s.triton_canary"
+# What commands write, by the flag that says where: most have a default below the working folder, which a pod cannot write.
+WRITTEN = {
+    ("retrieval_svc", "import"): ("report",),
+    ("trainer", "knn"): ("data",),
+    ("trainer", "fit"): ("run",),
+    ("deploy.k8s.snapshots",): ("snapshots",),
+}
+NEVER_WRITTEN = ("secret", "configMap", "image", "projected", "downwardAPI")
 # What the GPU operator brings into the cluster and we ask: its namespace, the labels of the Service, the port.
 ELSEWHERE = [("gpu-operator", {"app": "nvidia-dcgm-exporter"}, "gpu-metrics")]
 
@@ -98,6 +107,24 @@ def listening(manifests: Manifests) -> Iterator[str]:
             for name, address in found.items():
                 if address != f"0.0.0.0:{declared.get(name)}":
                     yield f"{pod.owner}: {name} is declared at {declared.get(name)}, and listens at {address}"
+
+
+def written(manifests: Manifests) -> Iterator[str]:
+    """Where a command writes files is told, and a volume that it may write is there."""
+    for pod in pods(manifests):
+        volumes = {v["name"] for v in pod.spec.get("volumes", ()) if not any(kind in v for kind in NEVER_WRITTEN)}
+        for container in pod.containers:
+            words = [*container.get("command", ()), *container.get("args", ())]
+            given = dict(word.removeprefix("--").partition("=")[::2] for word in words)
+            mounts = [
+                PurePath(mount["mountPath"])
+                for mount in container.get("volumeMounts", ())
+                if mount["name"] in volumes and not mount.get("readOnly")
+            ]
+            for command, flags in WRITTEN.items():
+                for flag in flags if tuple(words[2 : 2 + len(command)]) == command else ():
+                    if not any(PurePath(given.get(flag, "")).is_relative_to(mount) for mount in mounts):
+                        yield f"{pod.owner}: --{flag}: {given.get(flag)} is on none of {', '.join(map(str, mounts))}"
 
 
 def references(manifests: Manifests) -> Iterator[str]:
