@@ -16,7 +16,7 @@ from deploy.local.children import ROOT
 from deploy.monitoring.manifests import COMPONENT, OBJECTIVES, component_text, objectives_text, rule_files
 from deploy.monitoring.objectives import BUDGET, BURN_RATES, ERRORS, NUM_ERRORS, STALE, WINDOW, windows
 from deploy.monitoring.objectives import OBJECTIVES as PROMISES
-from tests.deploy.k8s.rendering import OVERLAYS, of_kind, stack
+from tests.deploy.k8s.rendering import OVERLAYS, of_kind, pods, stack
 from tests.deploy.k8s.workload_rules import SETTINGS
 from tests.deploy.monitoring.metrics_page import documented
 
@@ -96,6 +96,19 @@ def test_runbooks_speak_of_what_there_is() -> None:
         assert (MONITORING / link).exists(), link
     referred = set(re.findall(r"\b(?:[Aa]s|[Ss]ee|step before) ([A-Z]\w+)", RUNBOOKS))
     assert len(referred) > 5 and referred <= set(alerts()) | {"Qdrant"}
+
+
+def test_what_runbooks_select_is_there() -> None:
+    manifests = stack("gpu")
+    found = {"pods": [pod.labels for pod in pods(manifests)]}
+    for kind in ("Job", "Deployment", "Service"):
+        found[f"{kind.lower()}s"] = [each["metadata"].get("labels", {}) for each in of_kind(manifests, kind)]
+    jobs = [each["spec"]["jobTemplate"].get("metadata", {}) for each in of_kind(manifests, "CronJob")]
+    found["jobs"] += [each.get("labels", {}) for each in jobs]
+    asked = re.findall(r"\bk (?:get|logs|delete) (\w+)\s+-l ([\w./-]+)=([a-z][\w-]*)", RUNBOOKS)
+    assert {kind for kind, _, _ in asked} >= {"jobs", "pods"}
+    for kind, key, value in asked:
+        assert any(labels.get(key) == value for labels in found[kind]), f"no {kind} with {key}={value}"
 
 
 def test_rules_ask_for_metrics_that_are_documented() -> None:
