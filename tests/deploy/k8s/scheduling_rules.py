@@ -12,6 +12,13 @@ from trainer.service.kubernetes_manifests import QUEUE_LABEL
 GPU = "nvidia.com/gpu"
 INDEXED_S = 3 * 3600  # in which a pod may make its indexes anew
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
+HANDED_ON = {  # what one Job leaves and the next takes, by flag
+    "knowledge-base": ("import", "corpus", "knn", "knn-merge"),
+    "corpus": ("corpus", "prepare", "knn", "knn-merge"),
+    "data": ("prepare", "knn", "knn-merge", "train"),
+    "preset": ("prepare", "train"),
+    "k": ("knn", "knn-merge"),
+}
 LOCAL = re.compile(r"(reimagen/\w+|qdrant/qdrant):[\w.-]+")
 
 
@@ -176,6 +183,14 @@ def shards(manifests: Manifests) -> Iterator[str]:
         yield f"Job/knn: {job['completions']} pods for {asked} shards, of which {merged} are merged"
 
 
+def handed_on(manifests: Manifests) -> Iterator[str]:
+    """From pictures to a run each Job reads what the one before it wrote."""
+    for flag, jobs in HANDED_ON.items():
+        values = {name: _given(named(manifests, "Job", name), flag) for name in jobs}
+        if len(set(values.values())) != 1 or None in values.values():
+            yield f"--{flag}: {values}"
+
+
 def headless(manifests: Manifests) -> Iterator[str]:
     """Calls over gRPC are balanced by callers, who have to see the pods: one virtual address would pin each to one pod."""
     for name in ("retrieval", "generator", "trainer", "triton", "qdrant-peers"):
@@ -184,9 +199,13 @@ def headless(manifests: Manifests) -> Iterator[str]:
 
 
 def _shards(job: Manifest) -> int:
+    return int(_given(job, "shards") or 1)
+
+
+def _given(job: Manifest, flag: str) -> str | None:
+    """What a Job's command is told by a flag."""
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    (given,) = (argument for argument in container["args"] if argument.startswith("--shards="))
-    return int(given.partition("=")[2])
+    return dict(word.removeprefix("--").partition("=")[::2] for word in container["args"]).get(flag)
 
 
 def _serving(manifests: Manifests) -> Iterator[Pod]:

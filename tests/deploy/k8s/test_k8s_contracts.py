@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import yaml
@@ -20,7 +21,8 @@ from tests.deploy.k8s.connections import FOLLOWED, NEVER_SET, OWN, connections
 from tests.deploy.k8s.rendering import MANIFESTS, OPTIONS, OTHERWISE, OVERLAYS, environment, named, of_kind, pods, stack
 from tests.deploy.k8s.schema_rules import CUSTOM
 from tests.deploy.k8s.workload_rules import SETTINGS
-from trainer.knn_command import add_knn_flags
+from trainer.__main__ import main as train
+from trainer.knn_command import add_corpus_flags, add_knn_flags
 
 README = (MANIFESTS / "README.md").read_text()
 PEER = re.compile(r"_(ADDRESS|ADDRESSES|URL|ENDPOINT|HOST)$")
@@ -152,11 +154,12 @@ def test_each_stage_has_a_group_and_each_group_its_models() -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_commands_are_given_flags_that_they_know(overlay: str) -> None:
-    knn, imports = argparse.ArgumentParser(), argparse.ArgumentParser()
+    knn, corpus, imports = argparse.ArgumentParser(), argparse.ArgumentParser(), argparse.ArgumentParser()
     knn.add_argument("--data")
     add_knn_flags(knn)
     add_import_command(imports.add_subparsers())
-    for name, parser in (("knn", knn), ("knn-merge", knn), ("import", imports)):
+    add_corpus_flags(corpus)
+    for name, parser in (("knn", knn), ("knn-merge", knn), ("corpus", corpus), ("import", imports)):
         (container,) = (pod.containers[0] for pod in pods(stack(overlay)) if pod.owner == f"Job/{name}")
         parser.parse_args([*container["command"][3:], *container["args"]] if parser is imports else container["args"])
     (saving,) = (pod.containers[0] for pod in pods(stack(overlay)) if pod.owner == "CronJob/snapshots")
@@ -170,6 +173,14 @@ def test_commands_are_given_flags_that_they_know(overlay: str) -> None:
                 elif command[2]:
                     assert command[2] == "client"
                     client_parser({}).parse_args(command[3:])
+
+
+def test_what_prepares_is_asked_for_a_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It knows its flags, and says that its corpus is not there."""
+    (container,) = (pod.containers[0] for pod in pods(stack("gpu")) if pod.owner == "Job/prepare")
+    arguments = [word.replace("/srv/reimagen", str(tmp_path)) for word in container["args"]]
+    assert train([*container["command"][3:], *arguments]) == 2
+    assert f"{tmp_path}/corpus" in capsys.readouterr().err
 
 
 def test_the_model_store_is_checked_before_triton_starts() -> None:

@@ -50,6 +50,7 @@ RULES: list[Rule] = [
     scheduling_rules.queues,
     scheduling_rules.images,
     scheduling_rules.shards,
+    scheduling_rules.handed_on,
     scheduling_rules.headless,
 ]
 

@@ -341,6 +341,17 @@ def merged_otherwise(m: Manifests) -> None:
     arguments[arguments.index("--shards=16")] = "--shards=8"
 
 
+@breaks("handed_on")
+def neighbors_of_whatever_there_is(m: Manifests) -> None:
+    container(m, "knn", "Job")["args"].remove("--knowledge-base=demo")
+
+
+@breaks("handed_on")
+def prepared_elsewhere(m: Manifests) -> None:
+    arguments = container(m, "prepare", "Job")["args"]
+    arguments[arguments.index("--data=/srv/reimagen/data/demo")] = "--data=/srv/reimagen/data/another"
+
+
 @breaks("headless")
 def one_address(m: Manifests) -> None:
     del named(m, "Service", "retrieval")["spec"]["clusterIP"]

@@ -38,6 +38,8 @@ CANARY = "deploy.k8s.triton_canary"
 # What commands write, by the flag that says where: most have a default below the working folder, which a pod cannot write.
 WRITTEN = {
     ("retrieval_svc", "import"): ("report",),
+    ("trainer", "corpus"): ("corpus",),
+    ("trainer", "prepare"): ("data",),
     ("trainer", "knn"): ("data",),
     ("trainer", "fit"): ("run",),
     ("deploy.k8s.snapshots",): ("snapshots",),
