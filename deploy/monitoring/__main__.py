@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from client.command_line import BadInput, Parser
 from common.service.command import run_command
@@ -15,7 +16,7 @@ from deploy.local.children import ROOT, ChildFailed
 from deploy.local.supervision import Supervision
 from deploy.local.up import programs_of
 from deploy.monitoring.drill import drill, watching
-from deploy.monitoring.manifests import write
+from deploy.monitoring.manifests import RUNBOOKS, write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +28,16 @@ def _run(arguments: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m deploy.monitoring", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     writing = commands.add_parser("write", help="rules/objectives.yaml, and the PrometheusRules of deploy/k8s")
-    writing.set_defaults(body=lambda _: write())
+    writing.add_argument(
+        "--runbooks", default=RUNBOOKS, metavar="URL", help="where alerts link to (default: %(default)s)"
+    )
+    writing.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="write the rules files there, for a Prometheus without its operator (default: what is committed)",
+    )
+    writing.set_defaults(body=_write)
     drilling = commands.add_parser("drill", help="stop a part of the stack of `make up`, and see that somebody is told")
     drilling.add_argument(
         "--state",
@@ -40,6 +50,13 @@ def _run(arguments: Sequence[str] | None) -> None:
     drilling.set_defaults(body=_drill)
     flags = parser.parse_args(arguments)
     flags.body(flags)
+
+
+def _write(flags: argparse.Namespace) -> None:
+    parts = urlsplit(flags.runbooks)
+    if flags.runbooks != RUNBOOKS and (parts.scheme not in ("http", "https") or not parts.netloc or parts.fragment):
+        raise BadInput(f"--runbooks: {flags.runbooks!r} is no http or https URL of a page")
+    write(runbooks=flags.runbooks, out=flags.out)
 
 
 def _drill(flags: argparse.Namespace) -> None:

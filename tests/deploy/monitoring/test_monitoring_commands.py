@@ -12,7 +12,7 @@ import yaml
 from deploy.local.children import ChildFailed
 from deploy.monitoring.__main__ import main
 from deploy.monitoring.drill import ALERTMANAGER, Webhook, quick_routes, quick_rules
-from deploy.monitoring.manifests import rule_files
+from deploy.monitoring.manifests import component_text, rule_files
 from deploy.monitoring.tools import installed
 
 
@@ -48,6 +48,27 @@ def test_who_is_told_of_nothing_says_so() -> None:
             webhook.wait(lambda each: each.alert == "B", what="B", patience_s=0.1)
     finally:
         webhook.close()
+
+
+def test_alerts_link_to_runbooks_of_ones_own(tmp_path: Path) -> None:
+    page = "https://git.example.org/reimagen/runbooks.md"
+    assert main(["write", "--out", str(tmp_path), "--runbooks", page]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in rule_files()]
+    operated = list(yaml.safe_load_all(component_text(runbooks=page)))
+    for path, of_cluster in zip(rule_files(), operated, strict=True):
+        written = yaml.safe_load((tmp_path / path.name).read_text())["groups"]
+        assert written == of_cluster["spec"]["groups"]
+        for rule in (rule for group in written for rule in group["rules"] if "alert" in rule):
+            assert rule["annotations"]["runbook_url"] == f"{page}#{rule['alert'].lower()}"
+
+
+@pytest.mark.parametrize(
+    "page", ["runbooks.md", "//git.example.org/runbooks.md", "ftp://here/r.md", "https://here/r.md#a"]
+)
+def test_a_page_that_no_pager_opens(page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["write", "--out", str(tmp_path), "--runbooks", page]) == 2
+    assert f"--runbooks: '{page}' is no http or https URL" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_tools_are_found_where_make_puts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
