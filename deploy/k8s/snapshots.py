@@ -15,12 +15,16 @@ from common.service.command import run_command
 
 TIMEOUT_S = 4 * 3600.0
 EXPECTED = (RetrievalFailed, ValueError, OSError)
+SOME_NOT_SAVED = 3  # the Job is not tried again: it would save the others anew, and their older nights would go
+ATTEMPTS = 2  # at a knowledge base, in one run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Save once; gives the exit status (2 and one line on standard error where a knowledge base is not saved)."""
+    """Save once; gives the exit status: with one line on standard error 2 where nothing was saved, 3 where some were."""
     flags = parser().parse_args(arguments)
-    return run_command("deploy.k8s.snapshots", partial(_save_all, flags), expected=EXPECTED)
+    saved: list[str] = []
+    status = run_command("deploy.k8s.snapshots", partial(_save_all, flags, saved), expected=EXPECTED)
+    return SOME_NOT_SAVED if status and saved else status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,26 +38,34 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _save_all(flags: argparse.Namespace) -> None:
+def _save_all(flags: argparse.Namespace, saved: list[str]) -> None:
+    """Note each knowledge base in `saved` as soon as it is."""
     if flags.keep < 1:
         raise ValueError(f"--keep: {flags.keep} is not positive")
     key = flags.api_key_file.read_text().split()[0] if flags.api_key_file else ""
     tls = Tls(roots=flags.tls_ca_file.read_bytes()) if flags.tls_ca_file else None
-    failed: list[str] = []
     with KnowledgeBases(flags.retrieval, api_key=key, tls=tls, timeout_s=TIMEOUT_S) as bases:
-        for base in bases.list():
-            try:
-                made = bases.snapshot(base.name)
-            except RetrievalFailed as error:  # the others are saved all the same
-                failed.append(f"{base.name}: {error}")
-                continue
-            print(
-                f"{base.name}: generation {made.generation}, {made.num_pairs} pairs, {made.num_bytes} bytes", flush=True
-            )
-            for old in outdated(flags.snapshots / base.name, flags.keep):
-                shutil.rmtree(old)
-    if failed:
-        raise ValueError(f"not saved: {'; '.join(failed)}")
+        left, kept = [base.name for base in bases.list()], list[str]()
+        for _ in range(ATTEMPTS):
+            failed: dict[str, RetrievalFailed] = {}
+            for name in left:
+                try:
+                    made = bases.snapshot(name)
+                except RetrievalFailed as error:  # the others are saved all the same
+                    failed[name] = error
+                    continue
+                saved.append(name)
+                print(
+                    f"{name}: generation {made.generation}, {made.num_pairs} pairs, {made.num_bytes} bytes", flush=True
+                )
+                try:
+                    for old in outdated(flags.snapshots / name, flags.keep):
+                        shutil.rmtree(old)
+                except OSError as error:
+                    kept.append(f"not removed: {error.filename}: {error.strerror}")
+            left = list(failed)
+    if faults := [*(f"not saved: {name}: {error}" for name, error in failed.items()), *kept]:
+        raise ValueError("; ".join(faults))
 
 
 def outdated(folder: Path, keep: int) -> list[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import signal
 import socket
@@ -171,7 +173,7 @@ def test_a_trainer_starts_as_its_pod_does_and_is_ready(mounted: Path) -> None:
 
 
 def test_a_retrieval_starts_as_its_pod_does_and_is_saved_as_by_the_cron_job(
-    mounted: Path, work: Path, capsys: pytest.CaptureFixture[str]
+    mounted: Path, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the variables of the encrypted overlay, all but Qdrant's: there is none here. Of snapshots the newest are kept; one
     knowledge base that cannot be saved is no reason to save no other."""
@@ -199,8 +201,12 @@ def test_a_retrieval_starts_as_its_pod_does_and_is_saved_as_by_the_cron_job(
             bases.create("another")
             (mounted / "snapshots" / "another").write_text("no folder")
             assert [base.name for base in bases.list()] == ["another", NAME]
-            assert snapshots.main(arguments) == 2
-            assert "not saved: another: " in capsys.readouterr().err
+            assert snapshots.main(arguments) == snapshots.SOME_NOT_SAVED
+            assert capsys.readouterr().err.count("not saved: another: ") == 1
+            with monkeypatch.context() as patched:
+                patched.setattr(shutil, "rmtree", _refused)
+                assert snapshots.main([*arguments, "--keep=1"]) == snapshots.SOME_NOT_SAVED
+            assert re.search(r"not saved: another: .*not removed: .*: Read-only", capsys.readouterr().err)
             assert max(int(path.name) for path in saved.iterdir()) > generations[-1]
         assert snapshots.main([*arguments, "--keep=0"]) == 2
         (mounted / "keys" / "admin").write_text("a-key-of-retrieval-readers\n")
@@ -208,6 +214,10 @@ def test_a_retrieval_starts_as_its_pod_does_and_is_saved_as_by_the_cron_job(
         (mounted / "keys" / "admin").write_text("a-key-of-retrieval-admins\n")
         (mounted / "retrieval" / "ca.crt").write_bytes(authority)
         assert snapshots.main(arguments) == 2, "another's certificate"
+
+
+def _refused(folder: Path) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
 
 
 def health(address: str, folder: Path, name: str) -> int:

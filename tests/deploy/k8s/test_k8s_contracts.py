@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from client.__main__ import _parser as client_parser
+from common.service.command import BAD_INPUT, FULL_DISK
 from common.stages import STAGES
 from deploy.k8s import model_store, snapshots, triton_canary
 from deploy.local.tritonserver import RESTRICTED, SHM_BYTES
@@ -181,6 +182,14 @@ def test_what_prepares_is_asked_for_a_corpus(tmp_path: Path, capsys: pytest.Capt
     arguments = [word.replace("/srv/reimagen", str(tmp_path)) for word in container["args"]]
     assert train([*container["command"][3:], *arguments]) == 2
     assert f"{tmp_path}/corpus" in capsys.readouterr().err
+
+
+def test_a_night_that_saved_some_is_not_tried_again() -> None:
+    """One in which nothing was saved, since the service was away, is."""
+    job = named(stack("gpu"), "CronJob", "snapshots")["spec"]["jobTemplate"]["spec"]
+    (failed,) = (rule for rule in job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")
+    assert failed["onExitCodes"] == {"operator": "In", "values": [snapshots.SOME_NOT_SAVED]}
+    assert snapshots.SOME_NOT_SAVED not in (BAD_INPUT, FULL_DISK) and job["backoffLimit"] > 0
 
 
 def test_the_model_store_is_checked_before_triton_starts() -> None:
