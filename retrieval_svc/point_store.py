@@ -155,7 +155,8 @@ class PointStore(ABC):
         """Those that are there, by id; score is 0."""
         points = [point_of(pair_id) for pair_id in dict.fromkeys(pair_ids)]
         with self._points() as engine:
-            found = engine.retrieve(points, with_embeddings=with_embeddings)
+            # A vector that a store was not made with is an error to ask for; its pairs have none.
+            found = engine.retrieve(points, with_embeddings=with_embeddings and self.embedding_size > 0)
         scored = [_scored(record) for record in found if not is_tombstone(record.payload)]
         return {hit.pair.pair_id: hit for hit in scored}
 

@@ -161,6 +161,23 @@ def test_outcomes_of_an_upsert(client: Client) -> None:
     client.bases.DeletePairs(pb.DeletePairsRequest(knowledge_base="small", pair_ids=["good"]), timeout=TIMEOUT_S)
 
 
+def test_a_knowledge_base_without_embeddings_gives_its_pairs_without(client: Client) -> None:
+    """Also to callers who ask for them: of one pair, and of neighbors."""
+    client.bases.CreateKnowledgeBase(pb.CreateKnowledgeBaseRequest(name="words"), timeout=TIMEOUT_S)
+    try:
+        (stored,) = _upsert(client, _pair("dog", embedding=[]), name="words").results
+        assert stored.outcome == CREATED
+        request = pb.GetPairRequest(knowledge_base="words", pair_id="dog", include_embedding=True)
+        pair = client.bases.GetPair(request, timeout=TIMEOUT_S).pair
+        assert (pair.caption, list(pair.embedding)) == ("a dog", [])
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (found := client.retrieve("a dog", knowledge_base="words", include_embeddings=True).neighbors):
+            assert time.monotonic() < deadline
+        assert [(neighbor.pair_id, list(neighbor.embedding)) for neighbor in found] == [("dog", [])]
+    finally:
+        client.bases.DeleteKnowledgeBase(pb.DeleteKnowledgeBaseRequest(name="words"), timeout=TIMEOUT_S)
+
+
 def test_a_change_is_seen_within_a_second_and_a_delete_at_once(client: Client) -> None:
     for number in range(5):
         name = f"chortai {number}"
