@@ -153,7 +153,7 @@ _DEMO_256 = replace(
     groups=16,
     draws=1,
     neighbors=0,
-    time_exponent=1.0,
+    time_exponent=0.5,  # of their few steps all but the last begin where hardly more than the input is seen
     decay_examples=60_000,
     total_examples=400_000,
 )
@@ -178,7 +178,6 @@ _DEMO_1024 = replace(
         placement=False,
         consistent=True,
     ),
-    time_exponent=0.5,  # of its few steps all but the last begin where hardly more than the input is seen
     curriculum=((2**62, 128),),
 )
 
