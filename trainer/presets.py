@@ -219,7 +219,9 @@ _TINY_SR_UNET = replace(
 _TINY_256 = replace(
     _DEMO_256,
     name="tiny-256",
-    clean_share=0.1,  # its few steps are to lower a loss that bicubic enlargement of clean inputs hardly leaves any of
+    # Its few steps are to lower a loss that bicubic enlargement of clean inputs, or of what is little noised, hardly leaves any of.
+    clean_share=0.1,
+    time_exponent=1.0,
     unet=_TINY_SR_UNET,
     curriculum=((2**62, 32),),
     groups=4,
