@@ -138,8 +138,9 @@ def network(bench: Bench) -> dict[str, Any]:
         found = {str(n): convolution_figures(unet, spec, peak, rows=n, repeats=bench.repeats) for n in rows}
         figures[spec.name] = {"steps_of": found}
         if spec.neighbors:
-            figures[spec.name] |= guidance_figures(unet, spec, repeats=bench.repeats)
-            figures[spec.name] |= neighbor_figures(unet, spec, repeats=bench.repeats)
+            # Ratios of two times a few hundredths apart: the least of more.
+            figures[spec.name] |= guidance_figures(unet, spec, repeats=2 * bench.repeats)
+            figures[spec.name] |= neighbor_figures(unet, spec, repeats=2 * bench.repeats)
     return figures
 
 

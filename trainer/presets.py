@@ -219,7 +219,8 @@ _TINY_SR_UNET = replace(
 _TINY_256 = replace(
     _DEMO_256,
     name="tiny-256",
-    # Its few steps are to lower a loss that bicubic enlargement of clean inputs, or of what is little noised, hardly leaves any of.
+    # Its few steps are to lower a loss that bicubic enlargement of clean inputs, and a time that leans to noise, hardly leave
+    # any of.
     clean_share=0.1,
     time_exponent=1.0,
     unet=_TINY_SR_UNET,
