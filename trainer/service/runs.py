@@ -359,11 +359,11 @@ class Runs:
                 return
             changed = replace(current, **changes)
             if changed != current:
-                self._remember(changed)
                 try:
-                    self._write(changed)
+                    self._write(changed)  # before anyone is told
                 except Unavailable as error:  # what is seen can be seen again
                     log.error("run not written", extra={"run": record.name, "error": error.description})
+                self._remember(changed)
 
     def _write(self, record: RunRecord) -> None:
         try:
