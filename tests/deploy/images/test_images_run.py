@@ -10,22 +10,30 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from common.corpus import write_corpus
+from common.scenes import scene_phrases
 from deploy.local.children import ROOT
 from deploy.local.knowledge_base import LIBRARY
 from deploy.local.tritonserver import TritonSettings, running_triton
 from generator_svc.export import ExportSettings, export
+from retrieval_svc.iconify import FACETS, VERSION
 from tests.deploy.images.engine import build, container, missing, podman
 from tests.deploy.k8s.rendering import Pod, pods, stack
+from tests.generator_svc.tiny_stack import make_pairs
 
 pytestmark = pytest.mark.skipif(not os.environ.get("REIMAGEN_IMAGES"), reason="make test-images builds and runs them")
 LOCKS = {"retrieval": "", "generator": "", "trainer": "trainer-cpu"}
 START_TIMEOUT_S = 300.0
+JOB_TIMEOUT_S = 900.0
+VOLUME = "srv/reimagen"
+JOBS = (("import", 0), ("corpus", 0), ("prepare", 0), ("knn", 0), ("knn", 1), ("knn-merge", 0), ("train", 0))
 ALONE = dict.fromkeys(
     (
         "REIMAGEN_RETRIEVAL_QDRANT_URL",
@@ -249,6 +257,45 @@ def test_a_trainer_answers_under_the_constraints_of_its_pod(tmp_path: Path) -> N
             text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_jobs_lead_from_pictures_to_a_checkpoint_under_the_constraints_of_their_pods(tmp_path: Path) -> None:
+    """As the guide has them, one after another on one volume: 48 pictures, two shards of neighbors, two steps of a run."""
+    port, metrics = free_ports(2)
+    variables = {
+        "REIMAGEN_RETRIEVAL_ADDRESS": f"127.0.0.1:{port}",
+        "REIMAGEN_RETRIEVAL_METRICS_PORT": str(metrics),
+        "REIMAGEN_RETRIEVAL_DRAIN_DELAY_S": "0",
+    }
+    many = [
+        replace(pair, key=f"{pair.key}-{n}", entity=f"{pair.entity} {n}", caption=f"{pair.caption}, {n}")
+        for n in range(4)
+        for pair in make_pairs()
+    ]
+    volume = tmp_path / "volume"
+    source = volume / VOLUME / "source"
+    write_corpus(source, many, name="tiny", version=VERSION, facets=FACETS, scene_phrases=scene_phrases())
+    other = {"--address": f"127.0.0.1:{port}", "--retrieval": f"127.0.0.1:{port}", "--shards": "2"}
+    with container(built("retrieval"), pod("retrieval"), tmp_path / "retrieval", variables=variables | ALONE) as began:
+        until_ready(f"127.0.0.1:{port}", began)
+        for name, index in JOBS:
+            run_job(name, index, volume, other, ["--examples=32"] if name == "train" else [])
+    assert list((volume / VOLUME / "corpus").glob("*.tar"))
+    assert list((volume / VOLUME / "runs/first").rglob("*.safetensors"))
+
+
+def run_job(name: str, index: int, volume: Path, other: dict[str, str], more: list[str]) -> None:
+    """A Job's pod from beginning to end, with other values for some of its flags."""
+    (pod,) = (each for each in pods(stack("local-cpu")) if each.owner == f"Job/{name}")
+    words = [word.partition("=") for word in pod.containers[0]["args"]]
+    arguments = [f"{flag}={other[flag]}" if flag in other else "".join((flag, *rest)) for flag, *rest in words]
+    image = pod.containers[0]["image"].partition("reimagen/")[2].partition(":")[0]
+    given: dict[str, str | None] = {"JOB_COMPLETION_INDEX": str(index)}
+    with container(built(image), pod, volume, variables=given, arguments=[*arguments, *more]) as began:
+        status = podman("wait", began, timeout_s=JOB_TIMEOUT_S).stdout.strip()
+        said = podman("logs", began)
+        assert status == "0", f"{name}: {status}: {said.stdout[-2000:]}{said.stderr[-4000:]}"
+        print(f"{name} {index}: {said.stdout.strip()[-200:]}")
 
 
 def test_commands_of_jobs_start_in_their_images() -> None:
