@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from common.text import TextEncoder
 RENDER_SIZE = 256
 NUM_SCENES = 4  # captions encoded per pair: the first is plain white, which is also the knowledge base's caption
 TAG = "2"
+BATCH = 256  # captions encoded together
+CHUNK = 32 * BATCH  # captions among which those of similar lengths are sought
 
 Progress = Callable[[str, int, int], None]
 """(task, done, total)."""
@@ -108,16 +112,17 @@ def prepare(
     there = json.loads(done.read_text()) if done.is_file() else {"of": None}
     if there["of"] == f"{TAG}/{fingerprint}" and there.get("text_encoder", "") == text_encoder:
         return
-    pairs = list(iter_pairs(corpus))
     as_they_are = not manifest.scene_phrases
     parts = folder / f"{TAG}-{fingerprint[:12]}"
     if not (parts / "pictures").is_dir():
-        _render(pairs, parts / "pictures", progress)
+        _render(iter_pairs(corpus), manifest.num_pairs, parts / "pictures", progress)
     if not (parts / _text_folder(text_encoder)).is_dir():
-        texts = [pair.caption for pair in pairs] if as_they_are else _spoken(pairs)
-        _encode(texts, parts / _text_folder(text_encoder), encoder(), progress)
+        pairs, count = iter_pairs(corpus), manifest.num_pairs if as_they_are else NUM_SCENES * manifest.num_pairs
+        texts = (pair.caption for pair in pairs) if as_they_are else _spoken(pairs)
+        _encode(texts, count, parts / _text_folder(text_encoder), encoder(), progress)
     described = [
-        {"key": p.key, "entity": p.entity, "style": p.facets.get("style", ""), "held_out": p.held_out} for p in pairs
+        {"key": p.key, "entity": p.entity, "style": p.facets.get("style", ""), "held_out": p.held_out}
+        for p in iter_pairs(corpus)
     ]
     of = {"of": f"{TAG}/{fingerprint}", "fingerprint": fingerprint, "text_encoder": text_encoder}
     of |= {"as_they_are": as_they_are}
@@ -163,12 +168,12 @@ def open_prepared(folder: Path) -> Prepared:
     )
 
 
-def _render(pairs: Sequence[Pair], folder: Path, progress: Progress) -> None:
+def _render(pairs: Iterable[Pair], count: int, folder: Path, progress: Progress) -> None:
     sides = [RENDER_SIZE >> shift for shift in range(6)]  # 256 to 8: three grown sizes, and a small entity in each
     with replacing_folder(folder) as temporary:
         arrays = {
             side: np.lib.format.open_memmap(
-                temporary / f"{side}.npy", mode="w+", dtype=np.uint8, shape=(len(pairs), side, side, 4)
+                temporary / f"{side}.npy", mode="w+", dtype=np.uint8, shape=(count, side, side, 4)
             )
             for side in sides
         }
@@ -176,29 +181,49 @@ def _render(pairs: Sequence[Pair], folder: Path, progress: Progress) -> None:
             full = rasterize(pair.image, pair.image_format, RENDER_SIZE)
             for side in sides:
                 arrays[side][i] = full if side == RENDER_SIZE else shrink(full, RENDER_SIZE // side)
-            progress("pictures", i + 1, len(pairs))
+            progress("pictures", i + 1, count)
         for array in arrays.values():
             array.flush()
 
 
-def _spoken(pairs: Sequence[Pair]) -> list[str]:
+def _spoken(pairs: Iterable[Pair]) -> Iterator[str]:
     """NUM_SCENES captions of each pair."""
-    return [
-        spoken_caption(pair.key, variant, pair.entity, pair.facets.get("style", ""), scene)
-        for pair in pairs
-        for variant, scene in enumerate(scenes_of(pair.key))
-    ]
+    for pair in pairs:
+        for variant, scene in enumerate(scenes_of(pair.key)):
+            yield spoken_caption(pair.key, variant, pair.entity, pair.facets.get("style", ""), scene)
 
 
-def _encode(texts: Sequence[str], folder: Path, encoder: TextEncoder, progress: Progress, batch: int = 256) -> None:
+def _encode(texts: Iterable[str], count: int, folder: Path, encoder: TextEncoder, progress: Progress) -> None:
+    """Write the states of `count` texts, end to end. Those of one chunk are all that is in memory."""
+    offsets, remaining = [0], iter(texts)
+    with replacing_folder(folder) as temporary, (temporary / "states.npy").open("wb") as file:
+        while chunk := list(islice(remaining, CHUNK)):
+            for states in _encoded(chunk, encoder, lambda done: progress("captions", len(offsets) - 1 + done, count)):
+                if len(offsets) == 1:
+                    _write_header(file, 0, states.shape[1])
+                states.tofile(file)
+                offsets.append(offsets[-1] + len(states))
+        if len(offsets) == 1:
+            raise ValueError("corpus: it holds no pair")
+        file.seek(0)
+        _write_header(file, offsets[-1], states.shape[1])
+        np.save(temporary / "offsets.npy", np.array(offsets))
+
+
+def _write_header(file: IO[bytes], tokens: int, width: int) -> None:
+    """NumPy leaves room in it for a first dimension of any length, so that it can be written again."""
+    described = {"descr": "<f2", "fortran_order": False, "shape": (tokens, width)}
+    np.lib.format.write_array_header_1_0(file, described)
+
+
+def _encoded(texts: Sequence[str], encoder: TextEncoder, progress: Callable[[int], None]) -> list[np.ndarray]:
+    """States float16 [L, width] of each text."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths together: little padding
     encoded: list[np.ndarray] = [np.empty(0)] * len(texts)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
         states, mask = encoder.encode([texts[i] for i in chosen])
         for row, i in enumerate(chosen):
             encoded[i] = states[row][mask[row]].numpy().astype(np.float16)
-        progress("captions", start + len(chosen), len(texts))
-    with replacing_folder(folder) as temporary:
-        np.save(temporary / "states.npy", np.concatenate(encoded))
-        np.save(temporary / "offsets.npy", np.cumsum([0, *(len(e) for e in encoded)]))
+        progress(start + len(chosen))
+    return encoded

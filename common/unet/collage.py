@@ -15,7 +15,7 @@ from common.diffusion.schedule import alpha_sigma
 from common.unet.config import PREFERENCE_SIZE
 
 NEAR_WHITE = 0.92  # pixels whose darkest color is above this may belong to a white ground
-SWEEPS = 4  # rounds of four directions: a ground that winds more often than this stays in part
+SWEEPS = 4  # rounds of rows and columns: a ground that winds more often than this stays in part
 
 
 def cut_out(pictures: Tensor) -> Tensor:
@@ -54,21 +54,17 @@ def _reached_from_border(free: Tensor) -> Tensor:
         free[..., :, 0],
         free[..., :, -1],
     )
+    # A run of free cells along a row or column is reached as a whole as soon as one of its cells is. The number of walls up
+    # to a cell says which run it is in.
+    runs = [(~free).cumsum(dim) for dim in (-1, -2)]
+    joined, passable = reached.to(torch.int8), free.to(torch.int8)
     for _ in range(SWEEPS):
-        for dim in (-1, -2):
-            forth = _swept(reached, free, dim)
-            reached = forth | _swept(forth.flip(dim), free.flip(dim), dim).flip(dim)
-    return reached
-
-
-def _swept(reached: Tensor, free: Tensor, dim: int) -> Tensor:
-    """Carry `reached` forward along a dimension as far as cells are free."""
-    shape = [1] * free.dim()
-    shape[dim] = free.shape[dim]
-    place = torch.arange(free.shape[dim], device=free.device, dtype=torch.float32).reshape(shape)
-    last_reached = torch.where(reached, place, -1.0).cummax(dim).values
-    last_wall = torch.where(free, -1.0, place).cummax(dim).values
-    return free & (last_reached > last_wall)
+        for dim, run in zip((-1, -2), runs, strict=True):
+            shape = list(free.shape)
+            shape[dim] += 1
+            of_runs = joined.new_zeros(shape).scatter_reduce_(dim, run, joined, "amax")
+            joined = of_runs.gather(dim, run) * passable
+    return joined.bool()
 
 
 class Preference(nn.Module):

@@ -13,6 +13,7 @@ from common.corpus import read_manifest
 from common.images import over_color, rasterize, shrink, to_unit
 from common.scenes import Scene, caption
 from tests.trainer.shapes import LetterEncoder, letters, shape_pairs, write_nearest, write_shapes
+from trainer import dataset
 from trainer.batches import rng_of
 from trainer.dataset import NUM_SCENES, RENDER_SIZE, Prepared, open_prepared, prepare, scenes_of, spoken_caption
 from trainer.fit_command import open_source
@@ -57,6 +58,26 @@ def test_text_is_of_the_captions_asked_for(prepared_folder: Path) -> None:
         assert letters(states[row], mask[row]) == said
     assert not states[~mask].any()
     assert mask.any(0).all(), "no column of padding alone"
+
+
+def test_captions_are_encoded_a_chunk_at_a_time(
+    prepared_folder: Path, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks that the number of captions is no multiple of, the same states at the same places."""
+    together = []
+    encode = LetterEncoder.encode
+    monkeypatch.setattr(LetterEncoder, "encode", lambda self, texts: together.append(len(texts)) or encode(self, texts))
+    monkeypatch.setattr(dataset, "BATCH", 3)
+    monkeypatch.setattr(dataset, "CHUNK", 7)
+    told = []
+    prepare(corpus_folder, tmp_path, LetterEncoder, lambda task, done, total: told.append((task, done, total)))  # type: ignore[arg-type]
+    count = NUM_SCENES * len(shape_pairs())
+    assert count % 7 and set(together) <= {1, 2, 3} and sum(together) == count
+    captions = [done for task, done, total in told if task == "captions" and total == count]
+    assert captions == sorted(set(captions)) and captions[-1] == count
+    for name in ("states.npy", "offsets.npy"):
+        (at_once,), (in_chunks,) = prepared_folder.glob(f"*/text/{name}"), tmp_path.glob(f"*/text/{name}")
+        assert at_once.read_bytes() == in_chunks.read_bytes()
 
 
 def test_the_first_variant_is_the_knowledge_bases_caption(prepared_folder: Path) -> None:
