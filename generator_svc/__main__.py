@@ -31,6 +31,7 @@ from common.text import TextEncoder, packaged_encoder
 from generator_svc.admission import Admission
 from generator_svc.admission_metrics import AdmissionMetrics
 from generator_svc.admission_settings import AdmissionSettings
+from generator_svc.channel_tls import ChannelTls
 from generator_svc.embedded_stage import IN_PROCESS, EmbeddedStage, EmbeddedTexts
 from generator_svc.estimates import StageTimes
 from generator_svc.idempotency import SharedDrawings
@@ -47,7 +48,7 @@ from generator_svc.servicer import SERVICE_NAME, GeneratorServicer
 from generator_svc.stage_backend import StageBackend, StageInfo, TextBackend
 from generator_svc.stage_runtime import StageRuntime
 from generator_svc.triton_backends import TritonBackends
-from generator_svc.triton_endpoints import EndpointPolicy
+from generator_svc.triton_endpoint import EndpointPolicy
 from generator_svc.triton_metrics import TritonMetrics
 
 PREFIX = "REIMAGEN_GENERATOR_"
@@ -82,6 +83,13 @@ class GeneratorSettings(AdmissionSettings):
     triton_addresses: str | None = setting(
         default=None, help="of Tritons, comma-separated: host:port; a name with several addresses is several Tritons"
     )
+    triton_ca_file: Path | None = setting(  # noqa: RUF009 (a field, as are the next)
+        default=None, help="PEM certificates of the authority that Tritons' certificates are of; empty: no TLS"
+    )
+    triton_certificate_file: Path | None = setting(  # noqa: RUF009
+        default=None, help="PEM certificate chain that is shown to Tritons (mTLS)"
+    )
+    triton_key_file: Path | None = setting(default=None, help="PEM private key of that certificate")  # noqa: RUF009
     triton_canary_interval_s: float = setting(
         default=1.0, help="seconds between canaries to a Triton that nothing else is heard of"
     )
@@ -137,6 +145,8 @@ class GeneratorSettings(AdmissionSettings):
         if getattr(self, needed) is None:
             raise ConfigError(f"--{needed.replace('_', '-')}: missing; --stages {self.stages} needs it")
         self.tritons()
+        self.triton_tls()
+        self.retrieval_tls()
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -151,6 +161,16 @@ class GeneratorSettings(AdmissionSettings):
             if not address.startswith("unix:/") and not (host and port.isdecimal()):
                 raise ConfigError(f"--triton-addresses: {address!r} is neither host:port nor unix:/path")
         return addresses
+
+    def triton_tls(self) -> ChannelTls | None:
+        """Of the connections to Tritons. Raises ConfigError for files that are not given as they belong together."""
+        return ChannelTls.of("triton", self.triton_ca_file, self.triton_certificate_file, self.triton_key_file)
+
+    def retrieval_tls(self) -> ChannelTls | None:
+        """The same of retrieval."""
+        return ChannelTls.of(
+            "retrieval", self.retrieval_ca_file, self.retrieval_certificate_file, self.retrieval_key_file
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,19 +211,19 @@ async def opened(
 
     Raises:
         CheckpointError: weights are missing, altered, or do not fit the text encoder.
-        ConfigError: the text encoder cannot be loaded.
+        ConfigError: the text encoder cannot be loaded, or a file of the connections' TLS.
     """
     metrics, health = GeneratorMetrics(registry), health or Health()
     admission = Admission(settings.limits(), StageTimes(settings.guesses()), AdmissionMetrics(registry))
     health.when_ending(admission.drain)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(observed_loop(registry))
+        retriever = _connect(settings)
+        stack.push_async_callback(retriever.close)
         if settings.stages == "triton":
             stages, texts = await _in_triton(settings, registry, health, stack)
         else:
             stages, texts = await _embedded(settings, metrics, stack)
-        retriever = _connect(settings)
-        stack.push_async_callback(retriever.close)
         told = partial(health.set_usable, dependency="retrieval") if settings.without_retrieval == "fail" else None
         watch = await stack.enter_async_context(RetrievalWatch(retriever, on_usable=told or (lambda usable: None)))
         neighbors = NeighborSource(
@@ -231,6 +251,9 @@ async def _in_triton(
         stall_s=settings.triton_stall_s,
         patience_s=settings.triton_patience_s,
     )
+    tls = settings.triton_tls()
+    if tls:
+        tls.credentials()  # or the start ends here
     backends = TritonBackends(
         settings.tritons(),
         text_encoder=_encoder_name(settings),
@@ -238,6 +261,7 @@ async def _in_triton(
         metrics=TritonMetrics(registry),
         on_usable=partial(health.set_usable, dependency="triton"),
         open_timeout_s=settings.triton_canary_timeout_s,
+        credentials=tls.credentials if tls else lambda: None,
     )
     await stack.enter_async_context(backends)
     return backends.stages, backends.texts
@@ -265,15 +289,9 @@ def _encoder_name(settings: GeneratorSettings) -> str:
 
 def _connect(settings: GeneratorSettings) -> RetrievalClient:
     key = _read(settings.retrieval_api_key_file)
-    credentials = None
-    if settings.retrieval_ca_file:
-        credentials = grpc.ssl_channel_credentials(
-            _read(settings.retrieval_ca_file),
-            _read(settings.retrieval_key_file),
-            _read(settings.retrieval_certificate_file),
-        )
+    tls = settings.retrieval_tls()
     api_key = key.decode("ascii", "replace").strip() if key else ""
-    return RetrievalClient(settings.retrieval_address, api_key=api_key, credentials=credentials)
+    return RetrievalClient(settings.retrieval_address, api_key=api_key, credentials=tls and tls.credentials())
 
 
 def _read(path: Path | None) -> bytes | None:

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from common.service.config import ConfigError, add_flags, read_settings, setting
+from generator_svc.channel_tls import ChannelTls
 from generator_svc.export import ExportSettings, export
 from generator_svc.model_versions import alone, configurations, list_versions, prune, roll_back
 from generator_svc.roll_out import LOAD_TIMEOUT_S, roll_out
@@ -28,6 +31,13 @@ class RollOutSettings:
     triton_admin_key_file: Path | None = setting(  # noqa: RUF009 (a field)
         default=None, help="file with the key that their model repository is restricted by; empty: none is asked for"
     )
+    triton_ca_file: Path | None = setting(  # noqa: RUF009 (a field, as are the next)
+        default=None, help="PEM certificates of the authority that Tritons' certificates are of; empty: no TLS"
+    )
+    triton_certificate_file: Path | None = setting(  # noqa: RUF009
+        default=None, help="PEM certificate chain that is shown to Tritons (mTLS)"
+    )
+    triton_key_file: Path | None = setting(default=None, help="PEM private key of that certificate")  # noqa: RUF009
     load_timeout_s: float = setting(default=LOAD_TIMEOUT_S, help="seconds that a model may take to load and warm up")
 
     def addresses(self) -> list[str]:
@@ -40,6 +50,11 @@ class RollOutSettings:
         if not self.load_timeout_s > 0:
             raise ConfigError(f"--load-timeout-s: {self.load_timeout_s} is not positive")
         return addresses
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """Of TLS; None: there is none. Raises ConfigError for files that cannot be used."""
+        tls = ChannelTls.of("triton", self.triton_ca_file, self.triton_certificate_file, self.triton_key_file)
+        return tls and tls.credentials()
 
     def admin_key(self) -> str:
         """The key; empty where there is none."""
@@ -93,13 +108,21 @@ def _release(
     settings: RollOutSettings, repository: Path, change: Callable[[], dict[str, int]], *, keep: int = 0
 ) -> None:
     """Make a change of the repository, and have the Tritons load it; then let all but `keep` versions go (0: none)."""
-    addresses, key = settings.addresses(), settings.admin_key()
+    addresses, key, credentials = settings.addresses(), settings.admin_key(), settings.credentials()
     with alone(repository):
         before = configurations(repository)
         versions = change()
         if addresses:
             asyncio.run(
-                roll_out(repository, versions, before, addresses, admin_key=key, timeout_s=settings.load_timeout_s)
+                roll_out(
+                    repository,
+                    versions,
+                    before,
+                    addresses,
+                    admin_key=key,
+                    credentials=credentials,
+                    timeout_s=settings.load_timeout_s,
+                )
             )
         for model in versions if keep else ():
             prune(repository / model, keep)

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
+
 from common.files import write_atomic
 from generator_svc.model_versions import CONFIG, served_version
 from generator_svc.triton_client import LoadFailed, TritonClient
@@ -24,6 +26,7 @@ async def roll_out(
     addresses: Sequence[str],
     *,
     admin_key: str,
+    credentials: grpc.ChannelCredentials | None = None,
     timeout_s: float = LOAD_TIMEOUT_S,
 ) -> None:
     """Have Tritons load what the repository says, one at a time; requests under way end with the version they began with.
@@ -33,13 +36,14 @@ async def roll_out(
         before: `configurations` of the repository before it was changed.
         addresses: of the Tritons, all of which serve this repository.
         admin_key: which they ask for.
+        credentials: of TLS; None: the connections are in the clear.
         timeout_s: what one model at one Triton may take, its warm-up included.
 
     Raises:
         RollOutFailed: a Triton did not load a model. Its configuration is the one before again, and the Tritons that had
             taken the new one were told so.
     """
-    async with _clients(addresses) as clients:
+    async with _clients(addresses, credentials) as clients:
         for model in sorted(models):
             await _load_everywhere(repository / model, before.get(model), clients, admin_key, timeout_s)
 
@@ -74,8 +78,10 @@ async def _reload(model: str, clients: Sequence[TritonClient], admin_key: str, t
 
 
 @asynccontextmanager
-async def _clients(addresses: Sequence[str]) -> AsyncIterator[list[TritonClient]]:
-    clients = [TritonClient(address) for address in addresses]
+async def _clients(
+    addresses: Sequence[str], credentials: grpc.ChannelCredentials | None
+) -> AsyncIterator[list[TritonClient]]:
+    clients = [TritonClient(address, credentials=credentials) for address in addresses]
     try:
         yield clients
     finally:

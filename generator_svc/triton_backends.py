@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 
 from common.stages import STAGES
-from generator_svc.triton_endpoints import EndpointPolicy
+from generator_svc.triton_endpoint import EndpointPolicy
+from generator_svc.triton_endpoints import Credentials
 from generator_svc.triton_metrics import TritonMetrics
 from generator_svc.triton_stage import TritonStage, TritonTexts
 
@@ -26,19 +27,20 @@ class TritonBackends:
         metrics: TritonMetrics,
         on_usable: Callable[[bool], object],
         open_timeout_s: float,
+        credentials: Credentials = lambda: None,
     ) -> None:
         """
         Args:
             addresses: host:port or unix:/path; a name that resolves to several addresses is several endpoints.
             text_encoder: the name that records bear.
-            policy, metrics: see `Endpoints`.
+            policy, metrics, credentials: see `Endpoints`.
             on_usable: told whether every model is served, at the start and whenever that changes.
             open_timeout_s: how long entering waits for each model to be served; it does not fail without.
         """
         self._on_usable = on_usable
         self._open_timeout_s = open_timeout_s
         self._was_usable: bool | None = None
-        given = {"policy": policy, "metrics": metrics, "on_change": self._look}
+        given = {"policy": policy, "metrics": metrics, "on_change": self._look, "credentials": credentials}
         self.texts = TritonTexts(text_encoder, addresses, **given)
         self.stages = {spec.size: TritonStage(spec, addresses, **given) for spec in STAGES}
 

@@ -1,4 +1,4 @@
-"""Asking one Triton: the only file that knows tritonclient, and what Triton's errors mean.
+"""Asking one Triton: the only file that knows tritonclient; what its errors mean is in `triton_errors.py`.
 
 What was measured on Triton 2.51 and is kept by tests:
 
@@ -16,31 +16,24 @@ What was measured on Triton 2.51 and is kept by tests:
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import grpc
 import numpy as np
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
-from common.service.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from common.service.tracing import trace_metadata
-from generator_svc.stage_tensors import NUMPY_TYPES, Tensors, unpack_error
+from generator_svc.channel_tls import fault_of
+from generator_svc.stage_tensors import NUMPY_TYPES, Tensors
+from generator_svc.triton_errors import EndpointFailed, explain, first_line, late
 
 MAX_MESSAGE_BYTES = 1 << 30  # 64 pictures of 1024 x 1024 are 805 MB; Triton's own limit is 2 GiB
-RETRY_AFTER_S = 1.0
 LEFT_S = 30.0  # what a request that was left may take to end before its call is cancelled after all
 CLOSE_S = 1.0  # the same once the connection is closed
-
-Kind = Literal[
-    "queue_full", "queue_timeout", "stopping", "not_loaded", "stub_dead", "unreachable", "hung", "raised", "other"
-]
-"""What went wrong at Triton, as metrics label it."""
 
 _DATA_TYPES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
@@ -55,112 +48,30 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.enable_retries", 0),  # whoever chooses endpoints retries, and nobody below
 )
-
-
-class EndpointFailed(Unavailable):
-    """This endpoint has not done it; another may.
-
-    Attributes:
-        kind: what went wrong.
-        is_down: it will not do anything else either until it is restarted.
-    """
-
-    default_reason = "TRITON_UNAVAILABLE"
-
-    def __init__(self, description: str, *, kind: Kind, is_down: bool) -> None:
-        super().__init__(description, retry_after_s=RETRY_AFTER_S)
-        self.kind: Kind = kind
-        self.is_down = is_down
-
-
-class QueueRefused(ResourceExhausted):
-    """Triton's queue has no place, or had none in time: trying elsewhere at once would only add to the load."""
-
-    default_reason = "TRITON_QUEUE"
-
-    def __init__(self, description: str, *, kind: Kind) -> None:
-        super().__init__(description, retry_after_s=RETRY_AFTER_S)
-        self.kind: Kind = kind
+_TLS_OPTIONS = (("grpc.min_reconnect_backoff_ms", 3000),)  # what one attempt may take, its handshake included
 
 
 class LoadFailed(RuntimeError):
     """A model was not loaded; what was served goes on. The message says where and why."""
 
 
-class RequestRefused(RuntimeError):
-    """Triton does not take a request of this form: a mistake of ours, not of the caller."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Text:
-    """An error that is known by its text alone, since Triton gives its code to other things too."""
-
-    pattern: str
-    kind: Kind
-    is_queue: bool = False
-    is_down: bool = True
-
-
-_TEXTS = (
-    _Text(pattern=r"Exceeds maximum queue size", kind="queue_full", is_queue=True),
-    _Text(pattern=r"Request timeout expired", kind="queue_timeout", is_queue=True),
-    _Text(pattern=r"Server is stopping|Server exiting", kind="stopping"),
-    _Text(pattern=r"Request for unknown model|is not ready|has no available versions", kind="not_loaded"),
-    _Text(pattern=r"Stub process .* is not healthy|stub process has exited", kind="stub_dead"),
-    _Text(pattern=r"Failed to process the request|ServiceError\[", kind="raised", is_down=False),
-    _Text(
-        pattern=r"failed to connect|Connection (refused|reset)|Socket closed|GOAWAY|DNS resolution failed|No route to host",
-        kind="unreachable",
-    ),
-)
-_REFUSED = re.compile(r"inference input|input '")  # what comes before the model says of a request's tensors
-_PREFIX = re.compile(r"^\[request id: [^\]]*\] ")
-
-
-def explain(code: grpc.StatusCode | None, text: str, *, where: str) -> Exception:
-    """What an error of Triton means to whoever asked it.
-
-    Args:
-        code: the status; None for an error that came as a text in a stream.
-        text: its message.
-        where: the model and the address, for messages of ours.
-
-    Returns:
-        EndpointFailed: another endpoint may do it. QueueRefused, DeadlineExceeded: none should be tried. RequestRefused:
-        we asked for what cannot be. Or what the model itself raised (`stage_tensors.pack_error`); a model that is
-        Unavailable is an endpoint that failed.
-    """
-    said = _PREFIX.sub("", text)
-    own = unpack_error(text)
-    if isinstance(own, Unavailable):
-        return EndpointFailed(f"{where}: {own.description}", kind="other", is_down=False)
-    if own is not None:
-        return own
-    for known in _TEXTS:
-        if re.search(known.pattern, said):
-            if known.is_queue:
-                return QueueRefused(f"{where}: {said}", kind=known.kind)
-            return EndpointFailed(f"{where}: {_first_line(said)}", kind=known.kind, is_down=known.is_down)
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return _late(where)
-    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED) or _REFUSED.search(said):
-        return RequestRefused(f"{where}: {said}")
-    named = f"{code.name}: " if code else ""
-    return EndpointFailed(f"{where}: {named}{_first_line(said)}", kind="other", is_down=False)
-
-
-def kind_of(error: Exception) -> Kind | None:
-    """The label of an error of Triton's; None for what is no failure of it."""
-    return error.kind if isinstance(error, EndpointFailed | QueueRefused) else None
-
-
 class TritonClient:
     """One connection to one Triton, made in the event loop that uses it; it connects at the first call."""
 
-    def __init__(self, address: str) -> None:
-        """`address`: host:port or unix:/path."""
+    def __init__(self, address: str, *, name: str = "", credentials: grpc.ChannelCredentials | None = None) -> None:
+        """
+        Args:
+            address: host:port or unix:/path.
+            name: that its certificate has to bear; empty: the address's host.
+            credentials: of TLS; None: the connection is in the clear.
+        """
         self.address = address
-        self._client = triton.InferenceServerClient(address, channel_args=list(_OPTIONS))
+        self.name = name
+        self.credentials = credentials
+        options = dict(_OPTIONS)
+        if credentials is not None:
+            options |= dict(_TLS_OPTIONS) | ({"grpc.default_authority": name} if name else {})
+        self._client = triton.InferenceServerClient(address, creds=credentials, channel_args=list(options.items()))
         self._left: set[asyncio.Future[Any]] = set()
 
     async def stream(
@@ -205,13 +116,11 @@ class TritonClient:
         asking.add_done_callback(self._forget)
         await asyncio.wait({asking}, timeout=timeout_s)
         if not asking.done():
-            raise _late(where)
+            raise late(where)
         try:
             return _outputs(asking.result())
         except InferenceServerException as error:
-            name = str(error.status() or "").removeprefix("StatusCode.")
-            code = getattr(grpc.StatusCode, name, None)
-            raise explain(code, error.message() or "", where=where) from error
+            raise _explained(error, where) from error
 
     def _ask(self, model: str, tensors: Tensors, name: str, timeout_s: float | None) -> _Answers:
         request = {
@@ -263,6 +172,20 @@ class TritonClient:
         except InferenceServerException:
             return False
 
+    async def check_ready(self, timeout_s: float) -> None:
+        """Ask Triton's own health, which says whether every model is loaded, as a probe over gRPC would.
+
+        Raises:
+            ServiceError: it does not answer, or is not ready.
+        """
+        where = f"Triton at {self.address}"
+        try:
+            is_ready = await self._client.is_server_ready(client_timeout=timeout_s)
+        except InferenceServerException as error:
+            raise _explained(error, where) from error
+        if not is_ready:
+            raise EndpointFailed(f"{where} is not ready", kind="not_loaded", is_down=False)
+
     async def load(self, model: str, *, admin_key: str, timeout_s: float) -> None:
         """Have Triton read a model's configuration again and serve the version that it names; returns when it does.
 
@@ -276,7 +199,8 @@ class TritonClient:
         try:
             await self._client.load_model(model, headers=headers, client_timeout=timeout_s)
         except InferenceServerException as error:
-            said = _first_line(str(error.message()))
+            said = first_line(str(error.message()))
+            said = fault_of(said) or said
             if ADMIN_HEADER in said:
                 said = "the admin key is missing, or is another's"
             raise LoadFailed(f"Triton at {self.address}: {said}") from None
@@ -322,7 +246,7 @@ class _Answers:
             async with asyncio.timeout_at(None if until is None else loop.time() + until - time.monotonic()):
                 come = await self._come.get()
         except TimeoutError:
-            raise _late(self._where) from None
+            raise late(self._where) from None
         if isinstance(come, Exception):
             raise come
         return come
@@ -346,13 +270,14 @@ class _Answers:
             self._come.put_nowait(None)
 
 
+def _explained(error: InferenceServerException, where: str) -> Exception:
+    name = str(error.status() or "").removeprefix("StatusCode.")
+    return explain(getattr(grpc.StatusCode, name, None), error.message() or "", where=where)
+
+
 def _is_final(result: Any) -> bool:
     said = result.get_response().parameters
     return "triton_final_response" in said and said["triton_final_response"].bool_param
-
-
-def _late(where: str) -> DeadlineExceeded:
-    return DeadlineExceeded(f"{where} did not answer within the time that is left")
 
 
 def _inputs(tensors: Mapping[str, np.ndarray]) -> list[triton.InferInput]:
@@ -370,7 +295,3 @@ def _outputs(result: Any) -> Tensors:
 
 def _microseconds(timeout_s: float | None) -> int | None:
     return None if timeout_s is None else max(1, int(timeout_s * 1e6))
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0] if text else "no reason given"

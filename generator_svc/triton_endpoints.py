@@ -13,12 +13,15 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic
+
+import grpc
 
 from common.service.errors import DeadlineExceeded, ServiceError, Unavailable
 from generator_svc.triton_addresses import resolved
-from generator_svc.triton_client import EndpointFailed, TritonClient
+from generator_svc.triton_client import TritonClient
+from generator_svc.triton_endpoint import Canary, Endpoint, EndpointPolicy, T
+from generator_svc.triton_errors import EndpointFailed
 from generator_svc.triton_metrics import TritonMetrics
 
 # Suspicion: a request's failure is 1, a failure that is certain all of it. Requests that are sent again fail many times in
@@ -27,86 +30,10 @@ _EJECTED_AT = 16
 _OF_CANARY, _OF_SILENCE = 4, 8  # the same of a canary that failed, and of one that nobody answered
 _RECHECK_S = 0.25  # between canaries while an endpoint is under suspicion
 
-T = TypeVar("T")
-Canary = Callable[[TritonClient, float], Awaitable[T]]
-"""Has the model answered, within so many seconds; gives what it says of itself."""
+Credentials = Callable[[], grpc.ChannelCredentials | None]
+"""Gives those of TLS, the same object while they are the same; None: connections are in the clear."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndpointPolicy:
-    """How endpoints are watched.
-
-    Attributes:
-        canary_interval_s: between canaries, where nothing else is heard of an endpoint.
-        canary_timeout_s: in which either the canary is answered or Triton itself answers.
-        answer_s: what a canary may take at a Triton that answers: that a stub is gone takes it a second to find out.
-        silence_s: how long nothing may come from a model that answers a request in parts, while its Triton lives.
-        stall_s: how long nothing may come from another at most: canaries stand behind the step under way for another's
-            request, which may be a long one. Between the two the model decides, see `Endpoints`.
-        min_backoff_s, max_backoff_s: from an ejection to the next canary, doubled each time; each is shortened by up
-            to a half at random, so that many generators do not ask at once.
-        resolve_interval_s: between look-ups of names.
-        patience_s: how long a request without a deadline waits for an endpoint.
-    """
-
-    canary_interval_s: float = 1.0
-    canary_timeout_s: float = 1.25
-    answer_s: float = 3.0
-    silence_s: float = 3.5
-    stall_s: float = 30.0
-    min_backoff_s: float = 0.25
-    max_backoff_s: float = 3.0
-    resolve_interval_s: float = 5.0
-    patience_s: float = 60.0
-
-
-@dataclass(kw_only=True, eq=False)
-class Endpoint(Generic[T]):
-    """One Triton, as far as one model goes.
-
-    Attributes:
-        told: what the model last said of itself, at a canary or with a picture; None before the first.
-        is_in: whether it is chosen.
-        suspicion: failures since the last success, see `_EJECTED_AT`.
-        ejections: ejections, and canaries that failed since, without a request's success between them.
-        heard_at: time.monotonic() of its last answer or part of one.
-        speaking: requests that have been answered in part: the model shows twice a second that it lives.
-    """
-
-    client: TritonClient
-    told: T | None = None
-    is_in: bool = False
-    in_flight: int = 0
-    suspicion: int = 0
-    ejections: int = 0
-    heard_at: float = float("-inf")
-    speaking: int = 0
-    requests: set[asyncio.Task[object]] = field(default_factory=set)
-    abandoned: set[asyncio.Task[object]] = field(default_factory=set)
-    doubted: asyncio.Event = field(default_factory=asyncio.Event)
-    watch: asyncio.Task[None] | None = None
-
-    @property
-    def address(self) -> str:
-        return self.client.address
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[Callable[[], None]]:
-        """While an answer comes in parts: gives what is to be called with each of them."""
-        is_first = True
-
-        def heard() -> None:
-            nonlocal is_first
-            self.heard_at = time.monotonic()
-            self.speaking += is_first
-            is_first = False
-
-        try:
-            yield heard
-        finally:
-            self.speaking -= not is_first
 
 
 class Endpoints(Generic[T]):
@@ -121,6 +48,7 @@ class Endpoints(Generic[T]):
         policy: EndpointPolicy,
         metrics: TritonMetrics,
         on_change: Callable[[], object] = lambda: None,
+        credentials: Credentials = lambda: None,
         patience_s: Callable[[T], float] = lambda told: float("inf"),
     ) -> None:
         """
@@ -131,6 +59,7 @@ class Endpoints(Generic[T]):
             policy: how they are watched.
             metrics: where it is counted.
             on_change: called whenever an endpoint is ejected or taken in.
+            credentials: of TLS, asked for whenever names are looked up; where they are others, endpoints are connected anew.
             patience_s: how long a model that says this of itself may go without an answer, see `stall_s`.
         """
         self.model = model
@@ -140,6 +69,7 @@ class Endpoints(Generic[T]):
         self._metrics = metrics
         metrics.begin(model)
         self._on_change = on_change
+        self._credentials = credentials
         self._patience_s = patience_s
         self._endpoints: dict[str, Endpoint[T]] = {}
         self._taken_in = asyncio.Event()
@@ -231,7 +161,10 @@ class Endpoints(Generic[T]):
 
     def _blame(self, endpoint: Endpoint[T], error: ServiceError, *, suspicion: int) -> None:
         endpoint.suspicion += suspicion
+        is_news, endpoint.fault = endpoint.fault != error.description, error.description
         if not endpoint.is_in:
+            if is_news:
+                log.info("not taken in", extra={"endpoint": self._at(endpoint), "reason": error.description})
             return
         endpoint.doubted.set()
         if endpoint.suspicion >= _EJECTED_AT:
@@ -248,7 +181,7 @@ class Endpoints(Generic[T]):
         endpoint.heard_at = time.monotonic()
         self._metrics.canary_last_success.labels(self._target(endpoint)).set_to_current_time()
         if not endpoint.is_in:
-            endpoint.is_in = True
+            endpoint.is_in, endpoint.fault = True, ""
             self._metrics.canary_success.labels(self._target(endpoint)).set(1)
             log.info("taken in", extra={"endpoint": self._at(endpoint)})
             self._taken_in.set()
@@ -342,22 +275,35 @@ class Endpoints(Generic[T]):
                 log.exception("the addresses of %s could not be looked up", self.model)
 
     async def _resolve(self) -> None:
-        found: set[str] = set()
+        found: dict[str, str] = {}
         for address in self._addresses:
             try:
                 found |= await resolved(address)
             except OSError as error:  # no answer is no news: those that are known stay
                 log.warning("no address", extra={"endpoint": address, "reason": str(error)})
-                found |= set(self._endpoints)
-        for address in found - self._endpoints.keys():
-            endpoint = self._endpoints[address] = Endpoint[T](client=TritonClient(address))
+                found |= {known: endpoint.client.name for known, endpoint in self._endpoints.items()}
+        credentials = self._credentials()
+        for endpoint in self._endpoints.values():
+            if endpoint.client.credentials is not credentials:
+                self._reconnect(endpoint, credentials)
+        for address in found.keys() - self._endpoints.keys():
+            client = TritonClient(address, name=found[address], credentials=credentials)
+            endpoint = self._endpoints[address] = Endpoint[T](client=client)
             self._metrics.in_flight.labels(self.model, address).set(0)
             self._metrics.ejections.labels(self.model, address)
             self._metrics.canary_success.labels(self._target(endpoint)).set(0)
             self._metrics.canary_last_success.labels(self._target(endpoint))
             endpoint.watch = asyncio.create_task(self._watch(endpoint))
-        for address in self._endpoints.keys() - found:
+        for address in self._endpoints.keys() - found.keys():
             self._retire(address)
+
+    def _reconnect(self, endpoint: Endpoint[T], credentials: grpc.ChannelCredentials | None) -> None:
+        """From now on it is asked over a new connection."""
+        before = endpoint.client
+        endpoint.client = TritonClient(before.address, name=before.name, credentials=credentials)
+        self._close_after(
+            before, asyncio.sleep(self.policy.answer_s), *endpoint.requests
+        )  # a canary under way ends, too
 
     def _retire(self, address: str) -> None:
         """Choose an endpoint no more; it is closed when its last request has ended."""
@@ -366,16 +312,18 @@ class Endpoints(Generic[T]):
         self._metrics.forget(self.model, address)
         if was_in:
             self._on_change()
-        closing = asyncio.create_task(self._close(endpoint))
-        self._retiring.add(closing)
-        closing.add_done_callback(self._retiring.discard)
-
-    @staticmethod
-    async def _close(endpoint: Endpoint[T]) -> None:
         assert endpoint.watch is not None
         endpoint.watch.cancel()
-        await asyncio.gather(endpoint.watch, *endpoint.requests, return_exceptions=True)
-        await endpoint.client.close()
+        self._close_after(endpoint.client, endpoint.watch, *endpoint.requests)
+
+    def _close_after(self, client: TritonClient, *users: Awaitable[object]) -> None:
+        async def close() -> None:
+            await asyncio.gather(*users, return_exceptions=True)
+            await client.close()
+
+        closing = asyncio.create_task(close())
+        self._retiring.add(closing)
+        closing.add_done_callback(self._retiring.discard)
 
     def _at(self, endpoint: Endpoint[T]) -> str:
         return f"{self.model} at {endpoint.address}"

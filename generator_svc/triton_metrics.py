@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from generator_svc.triton_client import Kind
+from generator_svc.triton_errors import Kind
 
 _STUB_DEAD: Kind = "stub_dead"
 _QUEUE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

@@ -17,8 +17,9 @@ from typing import TypeVar
 
 from common.service.errors import DeadlineExceeded, Unavailable
 from generator_svc.call import Call
-from generator_svc.triton_client import RETRY_AFTER_S, EndpointFailed, Kind, kind_of
-from generator_svc.triton_endpoints import Endpoint, Endpoints
+from generator_svc.triton_endpoint import Endpoint
+from generator_svc.triton_endpoints import Endpoints
+from generator_svc.triton_errors import RETRY_AFTER_S, EndpointFailed, Kind, kind_of
 from generator_svc.triton_metrics import TritonMetrics
 
 MAX_ATTEMPTS = 6

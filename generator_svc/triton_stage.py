@@ -30,8 +30,10 @@ from generator_svc.stage_tensors import (
     unpack_encoded,
     unpack_response,
 )
-from generator_svc.triton_client import RETRY_AFTER_S, EndpointFailed, TritonClient
-from generator_svc.triton_endpoints import Endpoint, EndpointPolicy, Endpoints
+from generator_svc.triton_client import TritonClient
+from generator_svc.triton_endpoint import Endpoint, EndpointPolicy
+from generator_svc.triton_endpoints import Credentials, Endpoints
+from generator_svc.triton_errors import RETRY_AFTER_S, EndpointFailed
 from generator_svc.triton_metrics import TritonMetrics
 from generator_svc.triton_retries import RetryBudget, with_retries
 
@@ -65,13 +67,14 @@ class TritonStage:
         policy: EndpointPolicy,
         metrics: TritonMetrics,
         on_change: Callable[[], object] = lambda: None,
+        credentials: Credentials = lambda: None,
     ) -> None:
         """`open` before use.
 
         Args:
             spec: the stage; its model in Triton bears its name.
             addresses: of Tritons, see `Endpoints`.
-            policy, metrics, on_change: see `Endpoints`.
+            policy, metrics, on_change, credentials: see `Endpoints`.
         """
         self.spec = spec
 
@@ -85,6 +88,7 @@ class TritonStage:
             policy=policy,
             metrics=metrics,
             on_change=on_change,
+            credentials=credentials,
             patience_s=lambda card: max(PATIENCE_S, PATIENCE_PASSES * card.pass_s),
         )
         self.budget = RetryBudget()
@@ -205,11 +209,18 @@ class TritonTexts:
         policy: EndpointPolicy,
         metrics: TritonMetrics,
         on_change: Callable[[], object] = lambda: None,
+        credentials: Credentials = lambda: None,
     ) -> None:
         """`name` is the one that records bear; the rest as in `TritonStage`."""
         self.name = name
         self.endpoints: Endpoints[int] = Endpoints(
-            TEXT_ENCODER, addresses, canary=ask_width, policy=policy, metrics=metrics, on_change=on_change
+            TEXT_ENCODER,
+            addresses,
+            canary=ask_width,
+            policy=policy,
+            metrics=metrics,
+            on_change=on_change,
+            credentials=credentials,
         )
         self._budget = RetryBudget()
         self._metrics = metrics

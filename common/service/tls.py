@@ -46,7 +46,7 @@ class TlsFiles:
         try:
             first = self._read()
         except (OSError, ssl.SSLError, ValueError) as error:
-            raise ConfigError(f"--tls-certificate-file, --tls-key-file: {_reason(error)}") from None
+            raise ConfigError(f"--tls-certificate-file, --tls-key-file: {reason_of(error)}") from None
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
             """None keeps what was used before: half-renewed files lock nobody out."""
@@ -57,7 +57,7 @@ class TlsFiles:
             try:
                 configuration = self._read()
             except (OSError, ssl.SSLError, ValueError) as error:
-                log.error("TLS files not reloaded", extra={"error": _reason(error)})
+                log.error("TLS files not reloaded", extra={"error": reason_of(error)})
                 return None
             known = signature
             log.info("TLS files reloaded", extra={"path": str(self.certificate)})
@@ -80,10 +80,11 @@ class TlsFiles:
         )
 
     def _signature(self) -> tuple[tuple[int, int, int] | None, ...]:
-        return tuple(_stat(path) for path in (self.certificate, self.key, self.client_ca) if path)
+        return tuple(stat_of(path) for path in (self.certificate, self.key, self.client_ca) if path)
 
 
-def _stat(path: Path) -> tuple[int, int, int] | None:
+def stat_of(path: Path) -> tuple[int, int, int] | None:
+    """What changes with a file's content; None where there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -91,7 +92,8 @@ def _stat(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file could not be used, in a few words: what OpenSSL calls it, or the file and what the system says."""
     if isinstance(error, ssl.SSLError):
         return error.reason or str(error)
     return f"{error.filename or ''}: {error.strerror}" if isinstance(error, OSError) else str(error)

@@ -26,6 +26,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.service.server import die_with_parent
 from deploy.local.children import ROOT, ChildFailed
+from generator_svc.channel_tls import ChannelTls
 from generator_svc.triton_client import ADMIN_HEADER
 
 INSTALLED = ROOT / "build" / "triton"
@@ -42,6 +43,33 @@ _NO_ERRORS = (  # that Triton logs as errors
     "CudaDriverHelper has not been initialized",  # of a machine without a GPU
 )
 _SOON = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200))
+_LOCALHOST = (("grpc.default_authority", "localhost"),)  # which its certificate bears
+
+
+@dataclass(frozen=True, kw_only=True)
+class TritonTls:
+    """TLS of a tritonserver's gRPC: a folder with `tls.crt`, `tls.key` and `ca.crt`, as Secrets of Kubernetes have them.
+
+    Attributes:
+        folder: read at the start alone; the certificate bears `localhost`.
+        is_mutual: whether callers have to show a certificate of `ca.crt`, too.
+    """
+
+    folder: Path
+    is_mutual: bool = True
+
+    def arguments(self) -> list[str]:
+        """What the server is told."""
+        files = {"server-cert": "tls.crt", "server-key": "tls.key"} | (
+            {"root-cert": "ca.crt"} if self.is_mutual else {}
+        )
+        said = ["--grpc-use-ssl=true", *(["--grpc-use-ssl-mutual=true"] if self.is_mutual else [])]
+        return [*said, *(f"--grpc-{flag}={self.folder.absolute() / name}" for flag, name in files.items())]
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """What whoever started it asks it with: its own certificate. Raises ConfigError for files that cannot be used."""
+        files = {name: self.folder / f"tls.{end}" for name, end in (("certificate", "crt"), ("key", "key"))}
+        return ChannelTls("tls", ca=self.folder / "ca.crt", **files).credentials()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +85,7 @@ class TritonSettings:
         admin_key: what `ADMIN_HEADER` must say for all but inference, metadata and health; drawn where it is empty.
         drain_s: seconds that live requests get once it is asked to end.
         grpc_port, metrics_port: 0: any free one.
+        tls: None: gRPC is in the clear. Metrics always are.
         nice: how much it and its models yield to the other processes of the machine (`os.nice`, and `SCHED_BATCH`, which wakes
             after them): services that share the cores with its networks answer sooner, and under overload their refusals
             take time from the networks.
@@ -71,6 +100,7 @@ class TritonSettings:
     drain_s: int = 5
     grpc_port: int = 0
     metrics_port: int = 0
+    tls: TritonTls | None = None
     nice: int = 0
 
 
@@ -82,12 +112,14 @@ class TritonServer:
 
         Raises:
             ChildFailed: it is not installed.
+            ConfigError: a file of its TLS cannot be used.
         """
         home = installed / "pytriton" / "tritonserver"
         if not (home / "backends" / "python" / "triton_python_backend_stub").is_file():
             raise ChildFailed(f"tritonserver: {home} is not there or has no stub; run `make triton`")
         self.log = settings.log
         self._drain_s = settings.drain_s
+        self._credentials = settings.tls.credentials() if settings.tls else None
         self._interpreters: dict[int, str] = {}  # models by process id, of all that were ever seen
         self._shm_prefix = f"reimagen-{settings.grpc_port or 'any'}-{secrets.token_hex(6)}"
         if settings.grpc_port:  # nobody else has the port: what a killed server left that had it is nobody's
@@ -136,6 +168,7 @@ class TritonServer:
         said += [
             f"--backend-config=python,{name}={SHM_BYTES}" for name in ("shm-default-byte-size", "shm-growth-byte-size")
         ]
+        said += settings.tls.arguments() if settings.tls else []
         if settings.control == "explicit":
             said += [f"--load-model={model}" for model in settings.models]
         return said
@@ -147,7 +180,7 @@ class TritonServer:
             ChildFailed: it ended, or is not ready in time; the message holds the error in its log.
         """
         give_up = time.monotonic() + timeout_s
-        with grpc.insecure_channel(self.address, options=_SOON) as channel:
+        with self._channel() as channel:
             health = health_pb2_grpc.HealthStub(channel)
             while True:
                 self._note_interpreters()
@@ -159,6 +192,11 @@ class TritonServer:
                 if time.monotonic() > give_up:
                     raise ChildFailed(f"tritonserver: not ready in {timeout_s:g} s; {self.explain()}")
                 time.sleep(POLL_S)
+
+    def _channel(self) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(self.address, options=_SOON)
+        return grpc.secure_channel(self.address, self._credentials, options=(*_SOON, *_LOCALHOST))
 
     def explain(self) -> str:
         """The last error of its log."""

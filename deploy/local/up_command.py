@@ -10,7 +10,7 @@ from typing import Any
 
 from client.display import make_display
 from deploy.local.children import ROOT, ChildFailed
-from deploy.local.tritonserver import NICE, TritonSettings, running_triton
+from deploy.local.tritonserver import NICE, TritonSettings, TritonTls, running_triton
 from deploy.local.up import StackSettings, down, status, up
 
 FIRST_PORT = 50051
@@ -51,6 +51,12 @@ def add_up_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--admin-key-file",
         type=Path,
         help="file with the key by which models are loaded and unloaded; written with a new one where it is not there",
+    )
+    serving.add_argument(
+        "--tls",
+        type=Path,
+        metavar="FOLDER",
+        help="TLS with the tls.crt, tls.key and ca.crt in it; callers show a certificate of ca.crt (default: in the clear)",
     )
     serving.add_argument(
         "--nice",
@@ -97,6 +103,7 @@ def _serve_triton(flags: argparse.Namespace) -> None:
         log=flags.log,
         grpc_port=flags.port,
         metrics_port=flags.metrics_port,
+        tls=TritonTls(folder=flags.tls) if flags.tls else None,
         nice=flags.nice,
         admin_key=_kept_key(flags.admin_key_file) if flags.admin_key_file else "",
     )

@@ -14,7 +14,8 @@ from common.stages import stage
 from generator_svc.call import Call
 from generator_svc.stage_backend import StageInfo, StageNeeds
 from generator_svc.stage_inputs import StageInputs
-from generator_svc.triton_endpoints import EndpointPolicy
+from generator_svc.triton_endpoint import EndpointPolicy
+from generator_svc.triton_endpoints import Credentials
 from generator_svc.triton_metrics import TritonMetrics
 from generator_svc.triton_stage import TritonStage
 
@@ -25,11 +26,16 @@ TIMEOUT_S = 60.0
 class Asked:
     """A stage at some addresses, and what was counted about it."""
 
-    def __init__(self, size: int, addresses: Sequence[str], policy: EndpointPolicy) -> None:
+    def __init__(self, size: int, addresses: Sequence[str], policy: EndpointPolicy, credentials: Credentials) -> None:
         self.registry = CollectorRegistry()
         self.changed = asyncio.Event()
         self.stage = TritonStage(
-            stage(size), addresses, policy=policy, metrics=TritonMetrics(self.registry), on_change=self.changed.set
+            stage(size),
+            addresses,
+            policy=policy,
+            metrics=TritonMetrics(self.registry),
+            on_change=self.changed.set,
+            credentials=credentials,
         )
 
     async def draw(
@@ -73,10 +79,14 @@ class Asked:
 
 @asynccontextmanager
 async def asked(
-    size: int, *addresses: str, policy: EndpointPolicy | None = None, wait_for: int = 1
+    size: int,
+    *addresses: str,
+    policy: EndpointPolicy | None = None,
+    credentials: Credentials = lambda: None,
+    wait_for: int = 1,
 ) -> AsyncIterator[Asked]:
     """A stage that is open; `wait_for` endpoints are in use."""
-    asking = Asked(size, addresses, policy or EndpointPolicy())
+    asking = Asked(size, addresses, policy or EndpointPolicy(), credentials)
     try:
         await asking.stage.open(timeout_s=OPEN_S if wait_for else 0.0)
         await asking.until(lambda: len(asking.in_use) >= wait_for, OPEN_S)

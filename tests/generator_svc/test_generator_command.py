@@ -85,6 +85,13 @@ def test_weights_of_another_stage_are_named(capsys: pytest.CaptureFixture[str], 
         (["--max-live-bytes=0"], "--max-live-bytes: 0 is not positive"),
         (["--retrieval-timeout-s=nan"], "--retrieval-timeout-s: nan is not positive"),
         (["--text-encoder=/nowhere/encoder"], "--text-encoder: '/nowhere/encoder' cannot be loaded"),
+        (["--triton-key-file=key"], "--triton-certificate-file: missing; each needs the other"),
+        (["--retrieval-certificate-file=crt", "--retrieval-key-file=key"], "--retrieval-ca-file: missing;"),
+        (
+            ["--stages=triton", "--triton-addresses=127.0.0.1:1", "--triton-ca-file=/nowhere/ca.crt"],
+            "--triton-ca-file: /nowhere/ca.crt: No such file or directory",
+        ),
+        (["--retrieval-ca-file=/nowhere/ca.crt"], "--retrieval-ca-file: /nowhere/ca.crt: No such file or directory"),
         (["--address=unix:/nowhere/g.sock"], "folder of 'unix:/nowhere/g.sock' does not exist"),
     ],
 )

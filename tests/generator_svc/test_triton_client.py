@@ -20,7 +20,8 @@ from common.stages import stage
 from deploy.local.tritonserver import TritonServer, TritonSettings, running_triton
 from generator_svc.call import Call
 from generator_svc.stage_tensors import StageRequest, pack_error, pack_request
-from generator_svc.triton_client import EndpointFailed, QueueRefused, RequestRefused, TritonClient, explain, kind_of
+from generator_svc.triton_client import TritonClient
+from generator_svc.triton_errors import EndpointFailed, QueueRefused, RequestRefused, explain, kind_of
 from generator_svc.triton_stage import TritonTexts
 from tests.generator_svc.served import asked
 from tests.generator_svc.test_triton_conformance import plans, text_inputs

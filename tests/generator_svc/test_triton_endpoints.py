@@ -24,8 +24,9 @@ from common.service.server import serve
 from deploy.local.tritonserver import TritonServer
 from generator_svc.__main__ import GeneratorSettings, opened
 from generator_svc.call import Call
-from generator_svc.triton_client import EndpointFailed
-from generator_svc.triton_endpoints import EndpointPolicy, resolved
+from generator_svc.triton_addresses import resolved
+from generator_svc.triton_endpoint import EndpointPolicy
+from generator_svc.triton_errors import EndpointFailed
 from generator_svc.triton_retries import MAX_ATTEMPTS, RetryBudget, with_retries
 from tests.generator_svc.relay import Relay
 from tests.generator_svc.served import Asked, asked
@@ -69,10 +70,11 @@ def where(asking: Asked) -> str:
 
 def test_addresses_of_a_name(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     for itself in ("127.0.0.1:8001", "[::1]:8001", "unix:/run/triton.sock"):
-        assert host.call(resolved(itself)) == {itself}
+        assert host.call(resolved(itself)) == {itself: ""}
     answers = [(0, 0, 0, "", ("10.0.0.1", 8001)), (0, 0, 0, "", ("10.0.0.2", 8001)), (0, 0, 0, "", ("::1", 8001, 0, 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
-    assert host.call(resolved("triton:8001")) == {"10.0.0.1:8001", "10.0.0.2:8001", "[::1]:8001"}
+    found = ("10.0.0.1:8001", "10.0.0.2:8001", "[::1]:8001")
+    assert host.call(resolved("triton:8001")) == dict.fromkeys(found, "triton")
 
 
 def test_a_name_gains_and_loses_an_address(

@@ -21,7 +21,7 @@ import pytest
 from deploy.local.tritonserver import TritonServer, TritonSettings
 from generator_svc.stage_inputs import StageInputs
 from generator_svc.stage_tensors import ModelCard
-from generator_svc.triton_endpoints import Endpoint
+from generator_svc.triton_endpoint import Endpoint
 from tests.generator_svc.served import Asked, asked
 from tests.generator_svc.test_triton_conformance import picture_inputs, plans, text_inputs
 from tests.generator_svc.tiny_stack import Host

@@ -132,12 +132,13 @@ def mounted(tmp_path: Path) -> Path:
     """What the Secrets are mounted as."""
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
-    for folder in ("tls", "retrieval", "keys"):
+    for folder in ("tls", "triton", "retrieval", "keys"):
         (tmp_path / folder).mkdir()
-    authority.cert_pem.write_to_path(str(tmp_path / "tls" / "ca.crt"))
-    authority.cert_pem.write_to_path(str(tmp_path / "retrieval" / "ca.crt"))
-    certificate.private_key_pem.write_to_path(str(tmp_path / "tls" / "tls.key"))
-    (tmp_path / "tls" / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+        authority.cert_pem.write_to_path(str(tmp_path / folder / "ca.crt"))
+    for folder in ("tls", "triton"):
+        certificate.private_key_pem.write_to_path(str(tmp_path / folder / "tls.key"))
+        chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+        (tmp_path / folder / "tls.crt").write_bytes(chain)
     for name in ("generator", "trainer", "retrieval"):
         for right in ("readers", "admins"):
             (tmp_path / "keys" / f"{name}-{right}").write_text(f"a-key-of-{name}-{right}\n")

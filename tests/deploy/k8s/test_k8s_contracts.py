@@ -14,7 +14,7 @@ from client.__main__ import _parser as client_parser
 from common.service.command import BAD_INPUT, FULL_DISK
 from common.stages import STAGES
 from deploy.k8s import model_store, snapshots, triton_canary
-from deploy.local.tritonserver import RESTRICTED, SHM_BYTES
+from deploy.local.tritonserver import RESTRICTED, SHM_BYTES, TritonTls
 from generator_svc.export import ExportSettings
 from generator_svc.stage_tensors import TEXT_ENCODER
 from retrieval_svc.import_command import add_import_command
@@ -132,6 +132,8 @@ def test_triton_is_started_as_on_one_machine() -> None:
         assert f"--grpc-restricted-protocol={','.join(RESTRICTED)}:admin-key=$(POD_UID)" in arguments
         for flag in ("--allow-http=false", "--strict-readiness=true", "--disable-auto-complete-config"):
             assert flag in arguments
+        ours = TritonTls(folder=Path("/etc/reimagen/tls")).arguments()
+        assert {word for word in arguments if re.match("--grpc-(use-ssl|server-|root-)", word)} == set(ours)
         variables = environment(pod.containers[0], [])
         assert (variables["OMP_WAIT_POLICY"], variables["MALLOC_ARENA_MAX"]) == ("PASSIVE", "2")
 

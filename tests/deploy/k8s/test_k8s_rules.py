@@ -8,6 +8,8 @@ import pytest
 
 from tests.deploy.k8s import (
     admission_rules,
+    encryption_mutations,
+    encryption_rules,
     monitor_rules,
     network_rules,
     platform_mutations,
@@ -21,7 +23,7 @@ from tests.deploy.k8s.mutations import MUTATIONS, Mutation
 from tests.deploy.k8s.rendering import OTHERWISE, OVERLAYS, Manifests, stack
 
 Rule = Callable[[Manifests], Iterator[str]]
-assert platform_mutations and workload_mutations, "they note themselves"
+assert encryption_mutations and platform_mutations and workload_mutations, "they note themselves"
 RULES: list[Rule] = [
     schema_rules.schema,
     schema_rules.unique,
@@ -38,6 +40,8 @@ RULES: list[Rule] = [
     workload_rules.references,
     workload_rules.probes,
     workload_rules.grace,
+    encryption_rules.mounted,
+    encryption_rules.encrypted,
     monitor_rules.scraping,
     qdrant_rules.limits,
     admission_rules.signatures,

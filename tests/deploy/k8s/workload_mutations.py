@@ -21,7 +21,7 @@ def lost_account(m: Manifests) -> None:
     pod(m, "knn", "Job")["serviceAccountName"] = "knn"
 
 
-@breaks("references")
+@breaks("references", overlay="local-cpu")
 def lost_port_of_a_probe(m: Manifests) -> None:
     container(m, "triton")["readinessProbe"]["grpc"]["port"] = 8003
 
@@ -29,7 +29,7 @@ def lost_port_of_a_probe(m: Manifests) -> None:
 @breaks("references")
 def lost_port_of_the_canary(m: Manifests) -> None:
     command = container(m, "triton")["livenessProbe"]["exec"]["command"]
-    command[command.index("127.0.0.1:8001")] = "127.0.0.1:8000"
+    command[command.index("--address=localhost:8001")] = "--address=localhost:8000"
 
 
 @breaks("references")
