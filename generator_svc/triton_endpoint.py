@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import grpc
+
 from generator_svc.triton_client import TritonClient
 
 T = TypeVar("T")
@@ -54,6 +56,7 @@ class Endpoint(Generic[T]):
         suspicion: failures since the last success, see `_EJECTED_AT`.
         ejections: ejections, and canaries that failed since, without a request's success between them.
         fault: why it is out of use, as it was last told.
+        refused: the credentials that it did not take while it was in use with others.
         heard_at: time.monotonic() of its last answer or part of one.
         speaking: requests that have been answered in part: the model shows twice a second that it lives.
     """
@@ -65,6 +68,7 @@ class Endpoint(Generic[T]):
     suspicion: int = 0
     ejections: int = 0
     fault: str = ""
+    refused: grpc.ChannelCredentials | None = None
     heard_at: float = float("-inf")
     speaking: int = 0
     requests: set[asyncio.Task[object]] = field(default_factory=set)

@@ -59,7 +59,8 @@ class Endpoints(Generic[T]):
             policy: how they are watched.
             metrics: where it is counted.
             on_change: called whenever an endpoint is ejected or taken in.
-            credentials: of TLS, asked for whenever names are looked up; where they are others, endpoints are connected anew.
+            credentials: of TLS, asked for whenever names are looked up; where they are others, endpoints are connected anew,
+                but for those in use that do not take them.
             patience_s: how long a model that says this of itself may go without an answer, see `stall_s`.
         """
         self.model = model
@@ -93,6 +94,7 @@ class Endpoints(Generic[T]):
         """End the watching and the connections."""
         if self._resolving:
             self._resolving.cancel()
+            await asyncio.gather(self._resolving, return_exceptions=True)
         for address in list(self._endpoints):
             self._retire(address)
         await asyncio.gather(*self._retiring)
@@ -283,9 +285,6 @@ class Endpoints(Generic[T]):
                 log.warning("no address", extra={"endpoint": address, "reason": str(error)})
                 found |= {known: endpoint.client.name for known, endpoint in self._endpoints.items()}
         credentials = self._credentials()
-        for endpoint in self._endpoints.values():
-            if endpoint.client.credentials is not credentials:
-                self._reconnect(endpoint, credentials)
         for address in found.keys() - self._endpoints.keys():
             client = TritonClient(address, name=found[address], credentials=credentials)
             endpoint = self._endpoints[address] = Endpoint[T](client=client)
@@ -296,14 +295,23 @@ class Endpoints(Generic[T]):
             endpoint.watch = asyncio.create_task(self._watch(endpoint))
         for address in self._endpoints.keys() - found.keys():
             self._retire(address)
+        stale = [each for each in self._endpoints.values() if each.client.credentials is not credentials]
+        await asyncio.gather(*(self._reconnect(endpoint, credentials) for endpoint in stale))
 
-    def _reconnect(self, endpoint: Endpoint[T], credentials: grpc.ChannelCredentials | None) -> None:
-        """From now on it is asked over a new connection."""
+    async def _reconnect(self, endpoint: Endpoint[T], credentials: grpc.ChannelCredentials | None) -> None:
+        """From now on it is asked over a new connection; not where it is in use and refuses that one."""
         before = endpoint.client
-        endpoint.client = TritonClient(before.address, name=before.name, credentials=credentials)
-        self._close_after(
-            before, asyncio.sleep(self.policy.answer_s), *endpoint.requests
-        )  # a canary under way ends, too
+        client = unused = TritonClient(before.address, name=before.name, credentials=credentials)
+        try:
+            if endpoint.is_in:
+                await client.check_ready(self.policy.canary_timeout_s)
+            endpoint.client, unused = client, before
+        except ServiceError as error:
+            if endpoint.refused is not credentials:
+                log.error("connection kept", extra={"endpoint": self._at(endpoint), "reason": error.description})
+            endpoint.refused = credentials
+        finally:  # after what is under way, a canary among it
+            self._close_after(unused, asyncio.sleep(self.policy.answer_s), *endpoint.requests)
 
     def _retire(self, address: str) -> None:
         """Choose an endpoint no more; it is closed when its last request has ended."""

@@ -8,6 +8,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
+from common.files import write_atomic
 from common.service.config import ConfigError
 from generator_svc.channel_tls import ChannelTls, fault_of
 
@@ -21,9 +22,9 @@ def written(folder: Path, authority: trustme.CA) -> dict[str, Path]:
     """A certificate that was just issued, with its key and the authority."""
     issued = authority.issue_cert("generator")
     files = {name: folder / name for name in ("ca", "certificate", "key")}
-    authority.cert_pem.write_to_path(str(files["ca"]))
-    issued.cert_chain_pems[0].write_to_path(str(files["certificate"]))
-    issued.private_key_pem.write_to_path(str(files["key"]))
+    write_atomic(files["ca"], authority.cert_pem.bytes())
+    write_atomic(files["certificate"], issued.cert_chain_pems[0].bytes())
+    write_atomic(files["key"], issued.private_key_pem.bytes())
     return files
 
 
@@ -75,7 +76,7 @@ def test_renewed_files_are_taken_up_and_half_renewed_ones_are_not(
     tls = ChannelTls("triton", **files)
     first = tls.credentials()
     assert tls.credentials() is first
-    files["certificate"].write_bytes(authority.issue_cert("generator").cert_chain_pems[0].bytes())
+    write_atomic(files["certificate"], authority.issue_cert("generator").cert_chain_pems[0].bytes())
     assert tls.credentials() is first and tls.credentials() is first, "its key is another's"
     files["key"].unlink()
     assert tls.credentials() is first

@@ -172,14 +172,19 @@ def test_a_generator_says_why_it_has_no_triton_and_takes_up_other_files(
                 await asyncio.sleep(0.01)
             assert endpoint.in_flight, "it goes on over the connection that it began on"
             await drawing
+            before = endpoint.client
+            issue(place.stranger, files, "generator", trusted=place.authority)
+            while endpoint.refused is None:
+                await asyncio.sleep(0.01)
+            assert endpoint.client is before, "what Triton does not take is not asked with"
             await asking.draw(*ORDER)
 
     with caplog.at_level(logging.INFO, "generator_svc.triton_endpoints"):
         host.call(ask())
     ours = [record for record in caplog.records if getattr(record, "endpoint", "").endswith(place.mutual.address)]
     told = [(record.message, getattr(record, "reason", "")) for record in ours]
-    assert told[0][0] == "not taken in" and HANGS_UP in told[0][1]
-    assert [message for message, _ in told] == ["not taken in", "taken in"], "once, and no change of files ejects it"
+    assert [message for message, _ in told] == ["not taken in", "taken in", "connection kept"], "each once"
+    assert HANGS_UP in told[0][1] and HANGS_UP in told[2][1]
 
 
 def test_the_probes_of_the_pod(
