@@ -16,6 +16,7 @@ import pytest
 import trustme
 
 from deploy.k8s import triton_canary
+from deploy.local.__main__ import main as local
 from deploy.local.tritonserver import TritonServer, TritonSettings, TritonTls
 from generator_svc.channel_tls import ChannelTls
 from generator_svc.roll_out import RollOutFailed, roll_out
@@ -164,7 +165,7 @@ def test_a_generator_says_why_it_has_no_triton_and_takes_up_other_files(
             await asking.until(lambda: bool(asking.in_use), 10.0)
             (endpoint,) = asking.stage.endpoints.in_use
             before = endpoint.client
-            drawing = asyncio.create_task(asking.draw(plans(64, 7, 200), text_inputs(3, 2)))
+            drawing = asyncio.create_task(asking.draw(plans(64, 7, 100), text_inputs(3, 2)))
             while not endpoint.in_flight:
                 await asyncio.sleep(0.01)
             issue(place.authority, files, "generator")
@@ -172,6 +173,7 @@ def test_a_generator_says_why_it_has_no_triton_and_takes_up_other_files(
                 await asyncio.sleep(0.01)
             assert endpoint.in_flight, "it goes on over the connection that it began on"
             await drawing
+            assert asking.figure("reimagen_generator_triton_retries_total") == 0
             before = endpoint.client
             issue(place.stranger, files, "generator", trusted=place.authority)
             while endpoint.refused is None:
@@ -204,6 +206,36 @@ def test_the_probes_of_the_pod(
             asked_so = [word.replace("{files}", str(place.folder / name)) for word in words]
             assert triton_canary.main(asked_so) == status
             assert said in capfd.readouterr().err
+
+
+def test_a_triton_that_has_not_loaded_everything_is_not_ready(
+    place: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Over TLS as the probe asks, too."""
+    (tmp_path / "models" / "broken").mkdir(parents=True)
+    (tmp_path / "models" / "broken" / "config.pbtxt").write_text('backend: "python"')
+    tls = TritonTls(folder=place.folder / "server")
+    given = {"repository": tmp_path / "models", "exit_on_error": False, "control": "none", "tls": tls, "drain_s": 1}
+    server = TritonServer(TritonSettings(**given, log=tmp_path / "log"))
+    files = {"ca": "ca.crt", "certificate": "tls.crt", "key": "tls.key"}
+    shown = [f"--tls-{name}-file={place.folder / 'server' / file}" for name, file in files.items()]
+
+    def is_told() -> bool:
+        assert triton_canary.main([f"--address={at(server)}", "--ready", *shown]) == 2
+        return "is not ready" in capfd.readouterr().err  # and not that nobody listens yet
+
+    try:
+        wait_until(is_told)
+    finally:
+        server.stop()
+
+
+def test_a_file_that_is_not_there_is_named_by_the_local_triton(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = ["serve-triton", f"--repository={tmp_path}", f"--log={tmp_path / 'log'}", f"--tls={tmp_path}"]
+    assert local(told) == 2
+    assert f"{tmp_path / 'ca.crt'}: No such file or directory" in capfd.readouterr().err
 
 
 def test_a_roll_out_over_mutual_tls(place: Place, host: Host, triton_repository: Path) -> None:
