@@ -50,6 +50,7 @@ from common.files import write_atomic, write_json
 from common.images import encode_png, from_unit
 from common.stages import STAGES, StageSpec, stage
 from common.text import TextEncoder, packaged_encoder
+from common.unet.packed import packed
 from common.unet.unet import UNet
 from deploy.local.tritonserver import NICE, TritonServer, TritonSettings, running_triton
 from generator_svc.embedded_stage import EmbeddedStage
@@ -133,7 +134,7 @@ def network(bench: Bench) -> dict[str, Any]:
     peak = machine_convolution_rate("cpu", torch.float32)
     figures: dict[str, Any] = {"machine_convolution_gflop_per_s": round(peak / 1e9, 1)}
     for spec in STAGES:
-        unet = load_stage(bench.weights, spec.size).unet
+        unet = packed(load_stage(bench.weights, spec.size).unet)
         rows = (1, 4) if spec.neighbors else (1,)
         found = {str(n): convolution_figures(unet, spec, peak, rows=n, repeats=bench.repeats) for n in rows}
         figures[spec.name] = {"steps_of": found}
@@ -148,7 +149,7 @@ def embedded(bench: Bench) -> dict[str, Any]:
     """Many callers of the first stage in this process."""
     spec = STAGES[0]
     weights, count = load_stage(bench.weights, spec.size), BatchCount()
-    runtime = StageRuntime(spec, weights.unet, max_batch=MAX_BATCH, max_live_bytes=1 << 30, on_batch=count)
+    runtime = StageRuntime(spec, packed(weights.unet), max_batch=MAX_BATCH, max_live_bytes=1 << 30, on_batch=count)
     info = StageInfo(stage=spec.size, unet=weights.unet.config, version="0", weights_sha256="", parameters=0)
     try:
         draw, orders = drawn_by(EmbeddedStage(runtime, info)), make_orders(spec, bench.orders)
@@ -195,7 +196,7 @@ async def _stepped(address: str, orders: list[StageOrder], *, sticky: bool) -> d
 def overheads(bench: Bench) -> dict[str, Any]:
     """One request through generator and Triton, whole, against the same work in a bare loop."""
     with tempfile.TemporaryDirectory(prefix="reimagen-bench-") as folder, _stack(bench, Path(folder)) as (_, served):
-        unets = {spec.size: load_stage(bench.weights, spec.size).unet for spec in STAGES}
+        unets = {spec.size: packed(load_stage(bench.weights, spec.size).unet) for spec in STAGES}
         encoder = TextEncoder(packaged_encoder())
         return {
             str(size): overhead(served.address, _bare_loop(unets, encoder, size), stop_at=size, repeats=bench.repeats)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from common.diffusion.guidance import Guidance, Strategy
 from common.diffusion.plan import Plan
@@ -44,6 +44,15 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 REST = "element by element, and the rest"
 
 
+def _packed_flop(
+    x: Sequence[int], weight: Sequence[int], *arguments: object, out_shape: Sequence[int], **more: object
+) -> int:
+    return conv_flop_count(list(x), list(weight), list(out_shape))
+
+
+_PACKED = {torch.ops.mkldnn._convolution_pointwise: _packed_flop}
+
+
 def alternate(works: dict[str, Callable[[], object]], *, repeats: int) -> dict[str, float]:
     """Seconds of each piece of work, the least of `repeats`, taken in turns: what else the machine does only adds to it."""
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -57,31 +66,43 @@ def alternate(works: dict[str, Callable[[], object]], *, repeats: int) -> dict[s
 
 
 @torch.inference_mode()
-def condition_of(unet: UNet, spec: StageSpec, *, num_neighbors: int = NUM_NEIGHBORS, rows: int = 1) -> Condition:
+def condition_of(unet: UNet, spec: StageSpec, *, num_neighbors: int = NUM_NEIGHBORS) -> Condition:
     """A condition of random texts and pictures, of the sizes of the demonstration's."""
+    return unet.condition(**_inputs(unet, spec, num_neighbors))
+
+
+@torch.inference_mode()
+def trajectory_of(unet: UNet, spec: StageSpec, plan: Plan, *, num_neighbors: int = NUM_NEIGHBORS) -> Trajectory:
+    """One trajectory before its first step, in which its neighbors are encoded, as in a served stage."""
+    given, newcomers = _inputs(unet, spec, num_neighbors), None
+    later = unet.config.uses_neighbors and num_neighbors > 0
+    if later:
+        newcomers = unet.newcomers(given["neighbors"], given["neighbor_text"], given["neighbor_text_mask"])
+    return begin(plan, unet.condition(**given, later=later), newcomers=newcomers)
+
+
+def _inputs(unet: UNet, spec: StageSpec, num_neighbors: int) -> dict[str, Any]:
     source = torch.Generator().manual_seed(7)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=source).to(unet.device, unet.dtype)
 
+    def ones(*shape: int) -> torch.Tensor:
+        return torch.ones(*shape, dtype=torch.bool, device=unet.device)
+
     width = unet.config.text_width
     tokens = NUM_TOKENS if width else 0
-    low_res = random(rows, 3, spec.low_res_size, spec.low_res_size).clamp(-1, 1) if spec.low_res_size else None
-    return unet.condition(
-        text=random(rows, tokens, width),
-        text_mask=torch.ones(rows, tokens, dtype=torch.bool, device=unet.device),
-        neighbors=random(rows, num_neighbors, 3, spec.size, spec.size).clamp(-1, 1),
-        neighbor_text=random(rows, num_neighbors, tokens, width),
-        neighbor_text_mask=torch.ones(rows, num_neighbors, tokens, dtype=torch.bool, device=unet.device),
-        neighbor_mask=torch.ones(rows, num_neighbors, dtype=torch.bool, device=unet.device),
-        low_res=low_res,
-        augmentation=torch.zeros(rows, device=unet.device) if spec.low_res_size else None,
-    )
-
-
-def trajectory_of(unet: UNet, spec: StageSpec, plan: Plan, *, num_neighbors: int = NUM_NEIGHBORS) -> Trajectory:
-    """One trajectory before its first step."""
-    return begin(plan, condition_of(unet, spec, num_neighbors=num_neighbors))
+    low_res = random(1, 3, spec.low_res_size, spec.low_res_size).clamp(-1, 1) if spec.low_res_size else None
+    return {
+        "text": random(1, tokens, width),
+        "text_mask": ones(1, tokens),
+        "neighbors": random(1, num_neighbors, 3, spec.size, spec.size).clamp(-1, 1),
+        "neighbor_text": random(1, num_neighbors, tokens, width),
+        "neighbor_text_mask": ones(1, num_neighbors, tokens),
+        "neighbor_mask": ones(1, num_neighbors),
+        "low_res": low_res,
+        "augmentation": torch.zeros(1, device=unet.device) if spec.low_res_size else None,
+    }
 
 
 def run(unet: UNet, spec: StageSpec, trajectories: Sequence[Trajectory]) -> None:
@@ -108,13 +129,23 @@ def guidance_figures(unet: UNet, spec: StageSpec, *, repeats: int) -> dict[str, 
 
 
 def neighbor_figures(unet: UNet, spec: StageSpec, *, repeats: int) -> dict[str, Any]:
-    """What neighbors cost one trajectory: encoding them once, and reading them at each step.
+    """What neighbors cost one trajectory: encoding them once, beside its first step, and reading them at each.
 
-    The less a trajectory steps, the larger the share of what is done once: `neighbor_share` is of `BASE_STEPS`.
+    Encoding is the difference of two first steps, of one that brings its neighbors and of one whose neighbors have been
+    encoded. The less a trajectory steps, the larger the share of what is done once: `neighbor_share` is of `BASE_STEPS`.
     """
+    known = condition_of(unet, spec)
+
+    def first_step(trajectory: Trajectory) -> None:
+        step_together(unet, spec.prediction, [trajectory])
+
+    def known_first_step() -> None:
+        condition_of(unet, spec, num_neighbors=0)
+        first_step(begin(replace(spec.plan(3), steps=BASE_STEPS), known))
+
     works: dict[str, Callable[[], object]] = {
-        "with": lambda: condition_of(unet, spec),
-        "without": lambda: condition_of(unet, spec, num_neighbors=0),
+        "arriving": lambda: first_step(trajectory_of(unet, spec, replace(spec.plan(3), steps=BASE_STEPS))),
+        "known": known_first_step,
     }
     for steps in SHARE_STEPS:
         plan = replace(spec.plan(3), steps=steps)
@@ -123,7 +154,7 @@ def neighbor_figures(unet: UNet, spec: StageSpec, *, repeats: int) -> dict[str, 
             unet, spec, [trajectory_of(unet, spec, plan, num_neighbors=0)]
         )
     seconds = alternate(works, repeats=repeats)
-    encoding_s, whole_s = seconds["with"] - seconds["without"], seconds[f"whole {BASE_STEPS}"]
+    encoding_s, whole_s = seconds["arriving"] - seconds["known"], seconds[f"whole {BASE_STEPS}"]
     return {
         "neighbor_share": round(encoding_s / whole_s, 4),
         "neighbor_share_of_steps": {str(n): round(encoding_s / seconds[f"whole {n}"], 4) for n in SHARE_STEPS},
@@ -165,7 +196,8 @@ def convolution_figures(unet: UNet, spec: StageSpec, peak: float, *, rows: int, 
     def step() -> None:
         step_together(unet, spec.prediction, trajectories)
 
-    with FlopCounterMode(display=False) as counter:
+    step()  # which encodes the neighbors
+    with FlopCounterMode(display=False, custom_mapping=_PACKED) as counter:
         step()
     flop = counter.get_total_flops()
     seconds = alternate({"step": step}, repeats=repeats)["step"]

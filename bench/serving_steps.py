@@ -30,6 +30,7 @@ from common.diffusion.plan import Plan
 from common.service.server import die_with_parent
 from common.stages import StageSpec, stage
 from common.trajectories import Trajectory, step_together
+from common.unet.packed import packed
 from common.unet.unet import UNet
 from generator_svc.stage_engine import StageEngine
 from generator_svc.stage_inputs import StageInputs
@@ -150,7 +151,7 @@ def _unpack(request: bytes) -> dict[str, np.ndarray]:
 
 
 async def _serve(size: int, weights: Path, address: str) -> None:
-    spec, unet = stage(size), load_stage(weights, size).unet
+    spec, unet = stage(size), packed(load_stage(weights, size).unet)
     engine = StageEngine(spec, unet, max_batch=MAX_BATCH, max_live_bytes=1 << 30)
     steps = _Steps(engine, _Batcher(unet, spec))
     handlers = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from common.diffusion.plan import Plan
 from common.diffusion.randomness import normal
 from common.diffusion.sampler import StepTable, advance
 from common.diffusion.schedule import alpha_sigma
-from common.unet.condition import Condition, concatenate
+from common.unet.condition import Condition, Newcomers, concatenate
 from common.unet.unet import UNet
+
+NEWCOMERS = 4  # neighbors that a pass of fewer rows encodes, too
 
 
 @dataclass(kw_only=True)
@@ -32,6 +35,7 @@ class Trajectory:
         condition: of one row.
         negative: the same under the text that is not to be drawn: what is read wherever guidance leaves the text out;
             None: the null text.
+        newcomers: its neighbors, where no pass has encoded them; conditions have room for them.
         x_t, x0: float32 [3, S, S]; x0 is the last step's estimate, what a preview shows.
         step: steps done.
     """
@@ -44,6 +48,7 @@ class Trajectory:
     x0: Tensor
     noise: np.random.Generator
     step: int = 0
+    newcomers: Newcomers | None = None
 
     @property
     def done(self) -> bool:
@@ -51,13 +56,20 @@ class Trajectory:
 
 
 def begin(
-    plan: Plan, condition: Condition, *, negative: Condition | None = None, start: np.ndarray | None = None
+    plan: Plan,
+    condition: Condition,
+    *,
+    negative: Condition | None = None,
+    newcomers: Newcomers | None = None,
+    start: np.ndarray | None = None,
 ) -> Trajectory:
     """A trajectory at its first step.
 
     Args:
         condition: of one row.
         negative: see `Trajectory` and `under_text`; of one row.
+        newcomers: the neighbors of `condition` where they are encoded `later`; one set, of which the plans of an order
+            share the object, so that it is encoded once.
         start: the picture that it begins with, float32 in [-1, 1] [3, S, S], see `Plan.start_time`.
 
     Raises:
@@ -73,6 +85,7 @@ def begin(
         x_t=x_t,
         x0=x_t,
         noise=plan.step_noise(),
+        newcomers=newcomers,
     )
 
 
@@ -114,17 +127,49 @@ def noised_low_res(plan: Plan, low_res: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def step_together(unet: UNet, prediction: Prediction, live: Sequence[Trajectory]) -> None:
-    """Advance each trajectory by one step; all their guidance branches are rows of one batch."""
+    """Advance each trajectory by one step; all their guidance branches are rows of one batch.
+
+    Neighbors that are not encoded are rows of its first half, too: the DStack reads them beside the pictures.
+    """
     rows = [(i, int(column)) for i, t in enumerate(live) for column in np.flatnonzero(t.table.guidance[t.step])]
     device = live[0].x_t.device
     x_t = torch.stack([live[index].x_t for index, _ in rows]).contiguous(memory_format=torch.channels_last)
     log_snr = torch.tensor([float(live[index].table.log_snr[live[index].step]) for index, _ in rows], device=device)
-    said = unet(x_t.to(unet.dtype), log_snr, _conditions(live, rows), bold=True).float()
+    newcomers = _newcomers(unet, live, rows)
+    forward = partial(unet, newcomers=newcomers) if newcomers else unet  # compilers know no newcomers
+    said = forward(x_t.to(unet.dtype), log_snr, _conditions(live, rows), bold=True).float()
+    _take_encoded(live)
     by_trajectory: list[dict[int, Tensor]] = [{} for _ in live]
     for row, (index, column) in enumerate(rows):
         by_trajectory[index][column] = said[row]
     for trajectory, predictions in zip(live, by_trajectory, strict=True):
         _advance(trajectory, prediction, predictions)
+
+
+def _newcomers(
+    unet: UNet, live: Sequence[Trajectory], rows: Sequence[tuple[int, int]]
+) -> list[tuple[Newcomers, list[int]]]:
+    """Sets that this pass encodes, each with the rows that read it. Those that would be more than its rows are encoded now."""
+    _take_encoded(live)
+    found = {id(t.newcomers): t.newcomers for t in live if t.newcomers is not None}
+    taken, room = [], max(len(rows), NEWCOMERS)
+    for newcomers in found.values():
+        if newcomers.x.shape[0] > room:
+            newcomers.encoded = unet.encode(newcomers)
+            continue
+        room -= newcomers.x.shape[0]
+        taken.append((newcomers, [row for row, (i, _) in enumerate(rows) if live[i].newcomers is newcomers]))
+    _take_encoded(live)
+    return taken
+
+
+def _take_encoded(live: Sequence[Trajectory]) -> None:
+    """Put what has been encoded, by whichever pass, into the conditions that have room for it."""
+    for t in live:
+        if t.newcomers is not None and t.newcomers.encoded is not None:
+            t.condition = replace(t.condition, neighbors=t.newcomers.encoded)
+            t.negative = t.negative and replace(t.negative, neighbors=t.newcomers.encoded)
+            t.newcomers = None
 
 
 def _conditions(live: Sequence[Trajectory], rows: Sequence[tuple[int, int]]) -> Condition:

@@ -16,6 +16,7 @@ from common.stages import STAGES, StageSpec, stage
 from common.text import TextEncoder, packaged_encoder
 from common.trajectories import noised_low_res, run_together
 from common.unet.condition import Condition
+from common.unet.packed import packed
 from retrieval_svc.retrieval import Neighbor
 
 BATCH = 8
@@ -32,8 +33,9 @@ class Cascade:
     def load(cls, weights: Path, sizes: Sequence[int] = tuple(spec.size for spec in STAGES)) -> Cascade:
         """Load stages of a weights folder; CheckpointError names what is wrong."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        stages = {size: load_stage(weights, size, device=device) for size in sizes}
         return cls(
-            stages={size: load_stage(weights, size, device=device) for size in sizes},
+            stages={size: replace(each, unet=packed(each.unet)) for size, each in stages.items()},
             encoder=TextEncoder(packaged_encoder(), device=device),
         )
 

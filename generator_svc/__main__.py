@@ -28,6 +28,7 @@ from common.service.metrics import process_registry
 from common.service.server import die_with_parent, serve
 from common.stages import STAGES, StageSpec
 from common.text import TextEncoder, packaged_encoder
+from common.unet.packed import packed
 from generator_svc.admission import Admission
 from generator_svc.admission_metrics import AdmissionMetrics
 from generator_svc.admission_settings import AdmissionSettings
@@ -313,7 +314,7 @@ def _load_stage(
 
     runtime = StageRuntime(
         spec,
-        weights.unet,
+        packed(weights.unet),
         max_batch=settings.max_batch,
         max_live_bytes=settings.max_live_bytes,
         on_batch=on_batch,

@@ -11,6 +11,7 @@ import torch
 
 from common.checkpoint import CheckpointError, StageWeights, load_stage
 from common.stages import StageSpec, stage
+from common.unet.packed import packed
 from generator_svc.compiled_unet import COMPILERS, Compiler, compiled
 from generator_svc.stage_engine import OnBatch, StageEngine
 from generator_svc.stage_sequences import Sequences
@@ -131,12 +132,15 @@ def open_stage(
         torch.set_num_threads(parameters.threads)
     spec = stage(parameters.size)
     weights = load_weights(folder, spec, device=device, dtype=DTYPES[parameters.dtype])
+    is_compiled = parameters.compiler != "none"
+    unet = compiled(weights.unet, parameters.compiler, parameters.batches) if is_compiled else packed(weights.unet)
     engine = StageEngine(
         spec,
-        compiled(weights.unet, parameters.compiler, parameters.batches),
+        unet,
         max_batch=parameters.max_batch,
         max_live_bytes=parameters.max_live_bytes,
         on_batch=on_batch,
+        encodes_in_steps=not is_compiled,
     )
     engine.warm_up(parameters.batches)
     card = ModelCard(

@@ -19,7 +19,7 @@ from common.diffusion.plan import Plan
 from common.images import to_unit
 from common.stages import StageSpec
 from common.trajectories import Trajectory, begin, noised_low_res, step_together, under_text
-from common.unet.condition import Condition
+from common.unet.condition import Condition, Newcomers
 from common.unet.unet import UNet
 from generator_svc.live_bytes import LiveBytes, live_bytes
 from generator_svc.stage_checks import check_inputs
@@ -98,6 +98,7 @@ class StageEngine:
         max_batch: int,
         max_live_bytes: int,
         on_batch: OnBatch = lambda trajectories, seconds: None,
+        encodes_in_steps: bool = True,
     ) -> None:
         """Make an engine.
 
@@ -107,6 +108,8 @@ class StageEngine:
             max_batch: trajectories that share one pass of the network.
             max_live_bytes: bound on what all admitted orders keep in memory, see `live_bytes`.
             on_batch: told about every batch.
+            encodes_in_steps: an order's neighbors are encoded beside the rows of its first step, not by a pass of their
+                own; not for a network that stands behind a compiler.
         """
         self.spec = spec
         self.config = unet.config
@@ -116,6 +119,7 @@ class StageEngine:
         self._passed_at = float("-inf")
         self._unet = unet
         self._on_batch = on_batch
+        self._encodes_in_steps = encodes_in_steps and unet.config.uses_neighbors
 
     @property
     def full_pass_s(self) -> float:
@@ -141,8 +145,9 @@ class StageEngine:
         """
         check_inputs(self.config, self.spec.size, plans, inputs)
         starts = inputs.start if inputs.start is not None else [None]
+        newcomers = self._newcomers(inputs)
         trajectories = [
-            begin(plan, condition, negative=negative, start=starts[i % len(starts)])
+            begin(plan, condition, negative=negative, newcomers=newcomers, start=starts[i % len(starts)])
             for i, (plan, (condition, negative)) in enumerate(zip(plans, self._conditions(plans, inputs), strict=True))
         ]
         return Job(trajectories=trajectories)
@@ -260,12 +265,11 @@ class StageEngine:
         condition = unet.condition(
             text=self._floats(inputs.text)[None],
             text_mask=self._masks(inputs.text_mask)[None],
-            neighbors=self._floats(np.moveaxis(to_unit(inputs.neighbors), -1, 1))[None],
-            neighbor_text=self._floats(inputs.neighbor_text)[None],
-            neighbor_text_mask=self._masks(inputs.neighbor_text_mask)[None],
+            **self._neighbors(inputs),
             neighbor_mask=torch.ones(1, len(inputs.neighbors), dtype=torch.bool, device=unet.device),
             low_res=low_res[0][0] if low_res else None,
             augmentation=low_res[0][1] if low_res else None,
+            later=self._encodes_in_steps,
         )
         negative = None
         if inputs.negative_text is not None and inputs.negative_text_mask is not None:
@@ -274,6 +278,20 @@ class StageEngine:
         if not low_res:
             return [(condition, negative)] * len(plans)
         return [(_with_low_res(condition, *each), negative and _with_low_res(negative, *each)) for each in low_res]
+
+    @torch.inference_mode()
+    def _newcomers(self, inputs: StageInputs) -> Newcomers | None:
+        if not self._encodes_in_steps or not len(inputs.neighbors):
+            return None
+        pictures, text, mask = self._neighbors(inputs).values()
+        return self._unet.newcomers(pictures, text, mask)
+
+    def _neighbors(self, inputs: StageInputs) -> dict[str, Tensor]:
+        return {
+            "neighbors": self._floats(np.moveaxis(to_unit(inputs.neighbors), -1, 1))[None],
+            "neighbor_text": self._floats(inputs.neighbor_text)[None],
+            "neighbor_text_mask": self._masks(inputs.neighbor_text_mask)[None],
+        }
 
     def _floats(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._unet.device, self._unet.dtype)

@@ -59,6 +59,26 @@ class Condition:
         return sum(t.numel() * t.element_size() for f in fields(self) for t in _tensors(getattr(self, f.name)))
 
 
+@dataclass(kw_only=True, eq=False)
+class Newcomers:
+    """Sets of neighbors whose feature maps are not there yet: a pass of the U-Net makes them beside its own rows.
+
+    Attributes:
+        num_sets: B; N = B * K below.
+        x: the pictures behind the stem [N, C, H, W].
+        embedding: of no noise and the pooled caption [N, embedding_width].
+        text, text_mask: of the captions, for each text attention of the DStack; [N, L].
+        encoded: keys and values of the sets, as `Condition.neighbors` has them, once that pass is done.
+    """
+
+    num_sets: int
+    x: Tensor
+    embedding: Tensor
+    text: tuple[KeysValues, ...]
+    text_mask: Tensor
+    encoded: tuple[KeysValues, ...] | None = None
+
+
 def concatenate(conditions: Sequence[Condition]) -> Condition:
     """Stack conditions along the batch; texts and neighbor sets of different lengths are padded with masked tokens."""
     length = max(c.text_mask.shape[1] for c in conditions)

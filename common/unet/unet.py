@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.diffusion.schedule import LOG_SNR_MAX
 from common.unet.collage import Posterior, Preference, cut_out
-from common.unet.condition import Condition, KeysValues
+from common.unet.condition import Condition, KeysValues, Newcomers
 from common.unet.config import LAYER_CHANNELS, PLACEMENT_SIZE, UNetConfig
 from common.unet.enlargement import Consistency, enlarge
 from common.unet.layers import Attention, NoiseEmbedding, ResidualBlock, grid_places
@@ -141,6 +143,7 @@ class UNet(nn.Module):
         low_res: Tensor | None = None,
         augmentation: Tensor | None = None,
         group: Tensor | None = None,
+        later: bool = False,
     ) -> Condition:
         """Compute what does not change over a trajectory.
 
@@ -152,9 +155,14 @@ class UNet(nn.Module):
             low_res: low-resolution picture in [-1, 1], already noised to `augmentation` [B, 3, h, w].
             augmentation: its log-SNR [B].
             group: which neighbor set each row has [B], where fewer sets than rows are given; None: row i has set i.
+            later: the neighbors are not encoded here, but by the first pass, which is given them as `newcomers`.
         """
         batch, uses_neighbors = text.shape[0], self.config.uses_neighbors
-        encoded = self._encode_neighbors(neighbors, neighbor_text, neighbor_text_mask) if uses_neighbors else ()
+        encoded: tuple[KeysValues, ...] = ()
+        if uses_neighbors and not later and neighbors.shape[1]:
+            encoded = self.encode(self.newcomers(neighbors, neighbor_text, neighbor_text_mask))
+        elif uses_neighbors:
+            encoded = self._no_keys_values(neighbors)
         offered, layers = self._offered(neighbor_text, neighbor_text_mask), self._layers(neighbors)
         if not uses_neighbors:
             neighbor_mask = neighbor_mask[:, :0]
@@ -180,11 +188,22 @@ class UNet(nn.Module):
             augmentation=augmentation if augmentation is not None else text.new_zeros(batch),
         )
 
-    def denoise(self, x_t: Tensor, log_snr: Tensor, condition: Condition, *, bold: bool = False) -> Tensor:
+    def denoise(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        condition: Condition,
+        *,
+        bold: bool = False,
+        newcomers: Sequence[tuple[Newcomers, Sequence[int]]] = (),
+    ) -> Tensor:
         """The stage's prediction [B, 3, H, W] for x_t [B, 3, H, W] at log-SNR [B].
 
-        `bold`: take pictures over from the neighbors rather than expect a blur, see `Copy`; sampling does, training and
-        its losses do not.
+        Args:
+            bold: take pictures over from the neighbors rather than expect a blur, see `Copy`; sampling does, training
+                and its losses do not.
+            newcomers: sets that are encoded beside x_t, each with the rows of `condition` that read it, which has room
+                for them (`later`) and is changed in place.
         """
         embedding = self.embed_noise(log_snr) + condition.text_embedding
         x, enlarged = self.stem(F.pixel_unshuffle(x_t, self.config.patch)), None
@@ -199,9 +218,8 @@ class UNet(nn.Module):
             laid = self.reference.lay(condition.pictures, condition.neighbor_mask, condition.placement, size)
             weights = self._weights(x_t, log_snr, condition, laid)
             x = x + self.reference(laid, weights)
-        text = list(condition.text)
-        features = self.dstack(x, embedding, text, condition.text_mask)
-        features = self._attend_to_neighbors(features, condition)
+        features = self._attend_to_neighbors(self._down(x, embedding, condition, newcomers), condition)
+        text = list(condition.text[len(self._text_attentions(self.dstack)) :])
         x = self.ustack(features, embedding, text, condition.text_mask)
         drawn = F.pixel_shuffle(self.head(x), self.config.patch)
         if enlarged is not None:
@@ -214,9 +232,17 @@ class UNet(nn.Module):
             else self.copy(drawn, x, laid, weights, log_snr if bold else None)
         )
 
-    def forward(self, x_t: Tensor, log_snr: Tensor, condition: Condition, *, bold: bool = False) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        condition: Condition,
+        *,
+        bold: bool = False,
+        newcomers: Sequence[tuple[Newcomers, Sequence[int]]] = (),
+    ) -> Tensor:
         """Same as `denoise`, so that wrappers which hook `forward` (compilers, data parallel) see it."""
-        return self.denoise(x_t, log_snr, condition, bold=bold)
+        return self.denoise(x_t, log_snr, condition, bold=bold, newcomers=newcomers)
 
     def _weights(self, x_t: Tensor, log_snr: Tensor, condition: Condition, laid: Laid) -> Tensor:
         """Logarithms of the laid neighbors' weights against one another [B, K, H, W]."""
@@ -265,34 +291,71 @@ class UNet(nn.Module):
         centred = grid_places(*grid, placement.device) - 0.5
         return (1 + zoom) * centred + 0.5 + shift
 
-    def _encode_neighbors(self, pictures: Tensor, text: Tensor, text_mask: Tensor) -> tuple[KeysValues, ...]:
-        """The DStack at t = 0 over each neighbor with its own caption; K maps become one set of tokens a level."""
-        batch, count = pictures.shape[:2]
+    def newcomers(self, pictures: Tensor, text: Tensor, text_mask: Tensor) -> Newcomers:
+        """Sets of at least one neighbor before the DStack, which reads each at t = 0 with its own caption.
+
+        Args: as `neighbors`, `neighbor_text` and `neighbor_text_mask` of `condition`.
+        """
         flat, flat_text, flat_mask = pictures.flatten(0, 1), text.flatten(0, 1), text_mask.flatten(0, 1)
-        features: list[Tensor] = []
-        if count:
-            clean = torch.full((batch * count,), LOG_SNR_MAX, device=pictures.device)
-            embedding = self.embed_noise(clean) + self._pool(flat_text, flat_mask)
-            x = self.stem(F.pixel_unshuffle(flat, self.config.patch))
-            features = self.dstack(
-                x, embedding, list(self._text(self._text_attentions(self.dstack), flat_text)), flat_mask
-            )
-        encoded, layer = [], 0
-        for i, attends in enumerate(self.config.neighbor_attention):
-            if not attends:
-                continue
-            width = self.config.widths[i]
-            grid = (features[i].shape[2], features[i].shape[3]) if count else None
-            tokens = (
-                features[i].flatten(2).transpose(1, 2).reshape(batch, -1, width)
-                if count
-                else pictures.new_zeros(batch, 0, width)
-            )
-            attention = self.neighbor_attention[layer]
+        clean = torch.full((flat.shape[0],), LOG_SNR_MAX, device=pictures.device)
+        return Newcomers(
+            num_sets=pictures.shape[0],
+            x=self.stem(F.pixel_unshuffle(flat, self.config.patch)),
+            embedding=self.embed_noise(clean) + self._pool(flat_text, flat_mask),
+            text=self._text(self._text_attentions(self.dstack), flat_text),
+            text_mask=flat_mask if self.pool_text is not None else flat_mask[:, :0],
+        )
+
+    def encode(self, newcomers: Newcomers) -> tuple[KeysValues, ...]:
+        """What becomes of newcomers, by a pass of the DStack over nothing else."""
+        features = self.dstack(newcomers.x, newcomers.embedding, list(newcomers.text), newcomers.text_mask)
+        return self._keys_values(features, newcomers.num_sets)
+
+    def _down(
+        self, x: Tensor, embedding: Tensor, condition: Condition, newcomers: Sequence[tuple[Newcomers, Sequence[int]]]
+    ) -> list[Tensor]:
+        """The DStack over rows of pictures, and over the newcomers, whose keys and values come into `condition`."""
+        depth = len(self._text_attentions(self.dstack))
+        masks = [condition.text_mask, *(each.text_mask for each, _ in newcomers)]
+        texts = [condition.text[:depth], *(each.text for each, _ in newcomers)]
+        if newcomers:
+            length = max(mask.shape[1] for mask in masks)
+            masks = [F.pad(mask, (0, length - mask.shape[1])) for mask in masks]
+            pairs = (zip(*layer, strict=True) for layer in zip(*texts, strict=True))
+            texts = [[tuple(torch.cat([_longer(t, length) for t in ts]) for ts in pair) for pair in pairs]]
+            x = torch.cat([x, *(each.x for each, _ in newcomers)])
+            embedding = torch.cat([embedding, *(each.embedding for each, _ in newcomers)])
+        features = self.dstack(x, embedding, list(texts[0]), torch.cat(masks))
+        first = condition.num_rows
+        for each, rows in newcomers:
+            last = first + each.x.shape[0]
+            each.encoded = self._keys_values([f[first:last] for f in features], each.num_sets)
+            for whole, new in zip(condition.neighbors, each.encoded, strict=True):
+                for of_rows, of_set in zip(whole, new, strict=True):
+                    of_rows[list(rows), :, : of_set.shape[2]] = of_set
+            first = last
+        return [f[: condition.num_rows] for f in features]
+
+    def _keys_values(self, features: Sequence[Tensor], num_sets: int) -> tuple[KeysValues, ...]:
+        """Feature maps of N pictures; K of them become one set of tokens a level."""
+        attending = [i for i, attends in enumerate(self.config.neighbor_attention) if attends]
+        encoded = []
+        for i, attention in zip(attending, self.neighbor_attention, strict=True):
             assert isinstance(attention, Attention)
-            encoded.append(attention.keys_values(tokens, grid))
-            layer += 1
+            tokens = features[i].flatten(2).transpose(1, 2).reshape(num_sets, -1, self.config.widths[i])
+            encoded.append(attention.keys_values(tokens, (features[i].shape[2], features[i].shape[3])))
         return tuple(encoded)
+
+    def _no_keys_values(self, pictures: Tensor) -> tuple[KeysValues, ...]:
+        """Zeros of the shapes that neighbors [B, K, 3, H, W] will have; they take no memory."""
+        found = []
+        for i, (width, attends) in enumerate(zip(self.config.widths, self.config.neighbor_attention, strict=True)):
+            if attends:
+                height, columns = (side // (self.config.patch * 2**i) for side in pictures.shape[3:])
+                tokens, heads = pictures.shape[1] * height * columns, width // self.config.head_width
+                zeros = pictures.new_zeros(1).expand(pictures.shape[0], heads, tokens, self.config.head_width)
+                found.append((zeros, zeros))
+        return tuple(found)
 
     def _text_attentions(self, part: nn.Module | None = None) -> list[Attention]:
         """Text attentions in the order in which a pass meets them: the DStack's, then the UStack's."""
@@ -310,3 +373,8 @@ class UNet(nn.Module):
         mean = (text * weights).sum(1) / weights.sum(1).clamp(min=1.0)
         present = mask.any(1)[:, None].to(text.dtype)
         return self.pool_text(mean) * present
+
+
+def _longer(tokens: Tensor, length: int) -> Tensor:
+    """Keys or values [B, heads, N, head_width] with zeros behind them, `length` in all."""
+    return F.pad(tokens, (0, 0, 0, length - tokens.shape[2]))

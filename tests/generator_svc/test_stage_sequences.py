@@ -313,7 +313,7 @@ def test_a_failing_pass_ends_those_in_it(desk: Desk, monkeypatch: pytest.MonkeyP
 
 def test_padding_for_a_compiler_changes_no_picture() -> None:
     shapes: set[tuple[int, ...]] = set()
-    desk, padded = Desk(), Desk()
+    desk, padded = Desk(), Desk(encodes_in_steps=False)
     unet: Any = padded.engine._unet
     forward = unet.forward
 

@@ -47,7 +47,9 @@ def missing() -> str:
 
 def podman(*arguments: str, check: bool = True, timeout_s: float = 1800.0) -> subprocess.CompletedProcess[str]:
     """Run podman with a store of its own in build/images; gives what it said."""
-    done = subprocess.run(["podman", *arguments], capture_output=True, text=True, timeout=timeout_s, env=_environment())
+    command, variables = ["podman", *arguments], _environment()
+    # Where it runs, its monitor leaves a file for each container that was killed for its memory.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=variables, cwd=WORK)
     assert not check or done.returncode == 0, f"{arguments}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
     return done
 

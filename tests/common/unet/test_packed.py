@@ -1,0 +1,44 @@
+"""Convolutions with their weights laid out: what a plain one says, from a module that looks the same."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from common.unet.config import UNetConfig
+from common.unet.packed import PackedConvolution, packed
+
+
+def test_a_packed_unet_says_what_the_plain_one_says(any_config: UNetConfig, make_unet, make_inputs, predict) -> None:
+    unet = make_unet(any_config, torch.float32).eval().requires_grad_(False)
+    unet = unet.to(memory_format=torch.channels_last)
+    inputs = make_inputs(any_config, dtype=torch.float32)
+    expected, names = predict(unet, inputs), list(unet.state_dict())
+    laid_out = packed(copy.deepcopy(unet))
+    assert any(isinstance(module, PackedConvolution) for module in laid_out.modules())
+    torch.testing.assert_close(predict(laid_out, inputs), expected, atol=1e-5, rtol=1e-5)
+    assert sorted(laid_out.state_dict()) == sorted(names)
+    assert laid_out.dtype == torch.float32 and laid_out.device == unet.device
+    assert sum(p.numel() for p in laid_out.parameters()) == sum(p.numel() for p in unet.parameters())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 8, 9, 7), (3, 8, 16, 16), (0, 8, 4, 4)])
+def test_a_convolution_of_any_shape(shape: tuple[int, ...], stride: int) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(8, 12, 3, stride=stride, padding=1).requires_grad_(False)
+    x = torch.randn(shape)
+    laid_out = PackedConvolution(plain)
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(laid_out(given), plain(given), atol=1e-5, rtol=1e-5)
+
+
+def test_what_oneDNN_would_not_make_faster_stays() -> None:
+    for kernel, dtype in ((1, torch.float32), (3, torch.bfloat16), (3, torch.float64)):
+        module = nn.Sequential(nn.Conv2d(4, 4, kernel, dtype=dtype))
+        assert isinstance(packed(module)[0], nn.Conv2d)
+    with pytest.raises(ValueError, match="padding_mode: 'circular'"):
+        PackedConvolution(nn.Conv2d(4, 4, 3, padding_mode="circular"))
