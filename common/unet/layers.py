@@ -74,10 +74,14 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv_in(F.silu(self.norm_in(x)))
+        # Whatever is made here is written over where no gradient asks for it: at large sides new memory costs more than sums.
+        reuses = not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+        h = self.conv_in(F.silu(self.norm_in(x), inplace=reuses))
         scale, shift = self.modulate(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
-        h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
-        return x + self.conv_out(h)
+        h = self.norm_out(h)
+        h = F.silu(torch.addcmul(shift, h, 1 + scale, out=h if reuses else None), inplace=reuses)
+        h = self.conv_out(h)
+        return h.add_(x) if reuses else x + h
 
 
 @lru_cache(maxsize=64)
