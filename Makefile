@@ -31,6 +31,8 @@ IMAGE ?= retrieval
 ENGINE ?= docker
 # Modules of tests that run side by side; most of the time of most of them is waiting for processes.
 JOBS ?= 2
+# Commands here start processes while they speak gRPC: its handlers would set its threads going between fork and exec.
+export GRPC_ENABLE_FORK_SUPPORT := 0
 
 .PHONY: help env triton kubectl chromium oracles prometheus fire-drill dashboards dashboards-check dashboard-pictures proto generate knowledge-base up down status test test-crashes test-faults test-soak soak test-images test-dashboards lint train-demo train-data evaluate ablations bench-retrieval bench-serving bench-training bench-knn clean
 

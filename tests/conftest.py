@@ -10,6 +10,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Before whoever imports gRPC. Tests start processes while it is in use: its handlers would set its threads going in the child,
+# between fork and exec, and now and then the child hangs there.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set what holds for the whole run before any test module is imported."""
