@@ -75,7 +75,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         # Whatever is made here is written over where no gradient asks for it: at large sides new memory costs more than sums.
-        reuses = not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+        # A compiler does so by itself, and breaks its graph where it is told to.
+        eager = not torch.compiler.is_compiling()
+        reuses = eager and not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
         h = self.conv_in(F.silu(self.norm_in(x), inplace=reuses))
         scale, shift = self.modulate(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
         h = self.norm_out(h)

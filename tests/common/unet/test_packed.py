@@ -36,6 +36,28 @@ def test_a_convolution_of_any_shape(shape: tuple[int, ...], stride: int) -> None
         torch.testing.assert_close(laid_out(given), plain(given), atol=1e-5, rtol=1e-5)
 
 
+def test_weights_that_are_loaded_or_moved_are_laid_out_anew() -> None:
+    plain, other = (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)) for _ in range(2))
+    laid_out, x = packed(copy.deepcopy(other)), torch.randn(2, 8, 6, 6)
+    with torch.inference_mode():
+        assert (laid_out(x) - plain(x)).abs().max() > 1e-2
+    laid_out.load_state_dict(plain.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(laid_out(x), plain(x), atol=1e-5, rtol=1e-5)
+        for dtype in (torch.float64, torch.bfloat16):
+            assert torch.equal(laid_out.to(dtype)(x.to(dtype)), plain.to(dtype)(x.to(dtype)))
+
+
+def test_gradients_are_those_of_a_plain_one() -> None:
+    plain = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1))
+    laid_out, x = packed(copy.deepcopy(plain)), torch.randn(2, 8, 6, 6, requires_grad=True)
+    (mine,), (theirs,) = (torch.autograd.grad(each(x).square().sum(), x) for each in (laid_out, plain))
+    torch.testing.assert_close(mine, theirs)
+    for each in (laid_out, plain):
+        each(x).square().sum().backward()
+    torch.testing.assert_close(laid_out[0].weight.grad, plain[0].weight.grad)
+
+
 def test_what_oneDNN_would_not_make_faster_stays() -> None:
     for kernel, dtype in ((1, torch.float32), (3, torch.bfloat16), (3, torch.float64)):
         module = nn.Sequential(nn.Conv2d(4, 4, kernel, dtype=dtype))
