@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from common.corpus import Pair, iter_pairs, read_manifest
+from common.corpus import CorpusError, CorpusManifest, Pair, iter_shard, read_manifest
 from common.files import replacing_folder, write_json
 from common.images import rasterize, shrink
 from common.scenes import Scene, caption, sample_scene
@@ -105,6 +105,9 @@ def prepare(
 
     Args:
         encoder: loads the text encoder, which presets name `text_encoder`.
+
+    Raises:
+        CorpusError: it holds no pair, or more or fewer than its manifest says, and see `iter_pairs`.
     """
     manifest = read_manifest(corpus)
     fingerprint = manifest.fingerprint
@@ -112,21 +115,35 @@ def prepare(
     there = json.loads(done.read_text()) if done.is_file() else {"of": None}
     if there["of"] == f"{TAG}/{fingerprint}" and there.get("text_encoder", "") == text_encoder:
         return
+    if manifest.num_pairs < 1:
+        raise CorpusError(f"corpus: {corpus}: num_pairs is {manifest.num_pairs}: there is nothing to train on")
     as_they_are = not manifest.scene_phrases
     parts = folder / f"{TAG}-{fingerprint[:12]}"
     if not (parts / "pictures").is_dir():
-        _render(iter_pairs(corpus), manifest.num_pairs, parts / "pictures", progress)
+        _render(_pairs(corpus, manifest), manifest.num_pairs, parts / "pictures", progress)
     if not (parts / _text_folder(text_encoder)).is_dir():
-        pairs, count = iter_pairs(corpus), manifest.num_pairs if as_they_are else NUM_SCENES * manifest.num_pairs
+        pairs, count = _pairs(corpus, manifest), manifest.num_pairs if as_they_are else NUM_SCENES * manifest.num_pairs
         texts = (pair.caption for pair in pairs) if as_they_are else _spoken(pairs)
         _encode(texts, count, parts / _text_folder(text_encoder), encoder(), progress)
     described = [
         {"key": p.key, "entity": p.entity, "style": p.facets.get("style", ""), "held_out": p.held_out}
-        for p in iter_pairs(corpus)
+        for p in _pairs(corpus, manifest)
     ]
     of = {"of": f"{TAG}/{fingerprint}", "fingerprint": fingerprint, "text_encoder": text_encoder}
     of |= {"as_they_are": as_they_are}
     write_json(done, {**of, "pairs": described})
+
+
+def _pairs(corpus: Path, manifest: CorpusManifest) -> Iterator[Pair]:
+    """The pairs of the corpus that this manifest describes, though another may have taken its place meanwhile."""
+    num = 0
+    for num, pair in enumerate((p for shard in manifest.shards for p in iter_shard(corpus, shard)), start=1):
+        if num > manifest.num_pairs:
+            break
+        yield pair
+    if num != manifest.num_pairs:
+        held = "more" if num > manifest.num_pairs else num
+        raise CorpusError(f"corpus: {corpus}: num_pairs is {manifest.num_pairs}, and its shards hold {held}")
 
 
 def _text_folder(text_encoder: str) -> str:
@@ -200,20 +217,19 @@ def _encode(texts: Iterable[str], count: int, folder: Path, encoder: TextEncoder
         while chunk := list(islice(remaining, CHUNK)):
             for states in _encoded(chunk, encoder, lambda done: progress("captions", len(offsets) - 1 + done, count)):
                 if len(offsets) == 1:
-                    _write_header(file, 0, states.shape[1])
-                states.tofile(file)
+                    _write_header(file, "<f2", 0, states.shape[1])
+                file.write(states.tobytes())  # `tofile` and `np.save` do not say where the disk is full
                 offsets.append(offsets[-1] + len(states))
-        if len(offsets) == 1:
-            raise ValueError("corpus: it holds no pair")
         file.seek(0)
-        _write_header(file, offsets[-1], states.shape[1])
-        np.save(temporary / "offsets.npy", np.array(offsets))
+        _write_header(file, "<f2", offsets[-1], states.shape[1])
+        with (temporary / "offsets.npy").open("wb") as lengths:
+            _write_header(lengths, "<i8", len(offsets))
+            lengths.write(np.array(offsets, "<i8").tobytes())
 
 
-def _write_header(file: IO[bytes], tokens: int, width: int) -> None:
+def _write_header(file: IO[bytes], kind: str, *shape: int) -> None:
     """NumPy leaves room in it for a first dimension of any length, so that it can be written again."""
-    described = {"descr": "<f2", "fortran_order": False, "shape": (tokens, width)}
-    np.lib.format.write_array_header_1_0(file, described)
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
 
 
 def _encoded(texts: Sequence[str], encoder: TextEncoder, progress: Callable[[int], None]) -> list[np.ndarray]:
@@ -224,6 +240,6 @@ def _encoded(texts: Sequence[str], encoder: TextEncoder, progress: Callable[[int
         chosen = order[start : start + BATCH]
         states, mask = encoder.encode([texts[i] for i in chosen])
         for row, i in enumerate(chosen):
-            encoded[i] = states[row][mask[row]].numpy().astype(np.float16)
+            encoded[i] = states[row][mask[row]].numpy().astype("<f2")
         progress(start + len(chosen))
     return encoded

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.corpus import read_manifest
+from common.corpus import CorpusError, read_manifest
+from common.files import write_json
 from common.images import over_color, rasterize, shrink, to_unit
 from common.scenes import Scene, caption
 from tests.trainer.shapes import LetterEncoder, letters, shape_pairs, write_nearest, write_shapes
@@ -78,6 +81,51 @@ def test_captions_are_encoded_a_chunk_at_a_time(
     for name in ("states.npy", "offsets.npy"):
         (at_once,), (in_chunks,) = prepared_folder.glob(f"*/text/{name}"), tmp_path.glob(f"*/text/{name}")
         assert at_once.read_bytes() == in_chunks.read_bytes()
+
+
+def test_a_full_disk_is_an_error(corpus_folder: Path, tmp_path: Path) -> None:
+    """To the last byte: what does not fit is not taken for what was asked."""
+    written, most = tmp_path / "text", resource.getrlimit(resource.RLIMIT_FSIZE)
+    texts = [pair.caption for pair in shape_pairs()]
+    dataset._encode(texts, len(texts), written, LetterEncoder(width=2), silent)  # type: ignore[arg-type]
+    sizes = {path.name: path.stat().st_size for path in written.iterdir()}
+    assert sizes["states.npy"] > sizes["offsets.npy"] > 300
+    for room in sizes["states.npy"] - 1, sizes["states.npy"] // 2, sizes["offsets.npy"] - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, most[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                dataset._encode(texts, len(texts), tmp_path / "again", LetterEncoder(width=2), silent)  # type: ignore[arg-type]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("said", "error"), [(23, "hold more"), (25, "hold 24"), (0, "num_pairs is 0: there is nothing")]
+)
+def test_a_corpus_of_another_number_of_pairs_than_it_says(
+    said: int, error: str, corpus_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(corpus_folder, tmp_path / "corpus")
+    manifest = tmp_path / "corpus" / "corpus.json"
+    write_json(manifest, json.loads(manifest.read_text()) | {"num_pairs": said})
+    with pytest.raises(CorpusError, match=error):
+        prepare(tmp_path / "corpus", tmp_path / "data", LetterEncoder, silent)  # type: ignore[arg-type]
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_a_corpus_that_is_replaced_meanwhile(corpus_folder: Path, tmp_path: Path) -> None:
+    """Its captions do not come beside another's pictures."""
+    corpus = tmp_path / "corpus"
+    shutil.copytree(corpus_folder, corpus)
+
+    def replaced(task: str, done: int, total: int) -> None:
+        if (task, done) == ("pictures", total):
+            write_shapes(corpus, shape_pairs()[::-1], version="2")
+
+    with pytest.raises(CorpusError, match="altered"):
+        prepare(corpus, tmp_path / "data", LetterEncoder, replaced)  # type: ignore[arg-type]
+    assert not (tmp_path / "data" / "prepared.json").exists()
 
 
 def test_the_first_variant_is_the_knowledge_bases_caption(prepared_folder: Path) -> None:
