@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 
 from bench.serving_network import (
     BASE_STEPS,
+    TOGETHER,
     convolution_figures,
     guidance_figures,
     machine_convolution_rate,
@@ -315,7 +316,10 @@ def table(figures: dict[str, Any]) -> str:
             said = ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else value
             lines.append(f"| {name} | {said} |")
     if "network" in figures:
-        shares = figures["network"][STAGES[0].name].get("neighbor_share_of_steps", {})  # not in figures of before
+        first = figures["network"][STAGES[0].name]
+        shares = dict(first.get("neighbor_share_of_steps", {}))  # not in figures of before
+        if "neighbor_share_together" in first:
+            shares[f"{first['steps']}, {TOGETHER} at once"] = first["neighbor_share_together"]
         lines += ["", "| steps of the first stage | encoding neighbors, share of the trajectory |", "|---|---|"]
         lines += [f"| {steps} | {share} |" for steps, share in shares.items()]
         lines += ["", "| where a step's time goes | share |", "|---|---|"]

@@ -15,7 +15,7 @@ from common.diffusion.guidance import Guidance, Strategy
 from common.diffusion.plan import Plan
 from common.stages import StageSpec
 from common.trajectories import Trajectory, begin, step_together
-from common.unet.condition import Condition
+from common.unet.condition import Condition, Newcomers
 from common.unet.unet import UNet
 
 NUM_NEIGHBORS = 2
@@ -24,6 +24,7 @@ NUM_TOKENS = 16
 # the stage's default is.
 BASE_STEPS = 12
 SHARE_STEPS = (4, BASE_STEPS, 32)
+TOGETHER = 8  # trajectories that arrive at once
 CONVOLUTIONS = (
     (64, 64, 1),
     (64, 64, 8),
@@ -77,7 +78,9 @@ def trajectory_of(unet: UNet, spec: StageSpec, plan: Plan, *, num_neighbors: int
     given, newcomers = _inputs(unet, spec, num_neighbors), None
     later = unet.config.uses_neighbors and num_neighbors > 0
     if later:
-        newcomers = unet.newcomers(given["neighbors"], given["neighbor_text"], given["neighbor_text_mask"])
+        newcomers = Newcomers(
+            pictures=given["neighbors"], text=given["neighbor_text"], text_mask=given["neighbor_text_mask"]
+        )
     return begin(plan, unet.condition(**given, later=later), newcomers=newcomers)
 
 
@@ -133,20 +136,25 @@ def neighbor_figures(unet: UNet, spec: StageSpec, *, repeats: int) -> dict[str, 
 
     Encoding is the difference of two first steps, of one that brings its neighbors and of one whose neighbors have been
     encoded. The less a trajectory steps, the larger the share of what is done once: `neighbor_share` is of `BASE_STEPS`.
+    A lone row leaves much of the machine idle, which is why neighbors beside it cost little; `neighbor_share_together` is of
+    `TOGETHER` trajectories that arrive at once.
     """
-    known = condition_of(unet, spec)
+    known, base = condition_of(unet, spec), replace(spec.plan(3), steps=BASE_STEPS)
 
-    def first_step(trajectory: Trajectory) -> None:
-        step_together(unet, spec.prediction, [trajectory])
+    def arriving(rows: int) -> list[Trajectory]:
+        return [trajectory_of(unet, spec, replace(base, sample=i)) for i in range(rows)]
 
-    def known_first_step() -> None:
-        condition_of(unet, spec, num_neighbors=0)
-        first_step(begin(replace(spec.plan(3), steps=BASE_STEPS), known))
+    def encoded(rows: int) -> list[Trajectory]:
+        for _ in range(rows):
+            condition_of(unet, spec, num_neighbors=0)
+        return [begin(replace(base, sample=i), known) for i in range(rows)]
 
     works: dict[str, Callable[[], object]] = {
-        "arriving": lambda: first_step(trajectory_of(unet, spec, replace(spec.plan(3), steps=BASE_STEPS))),
-        "known": known_first_step,
+        f"{made.__name__} {rows}": lambda made=made, rows=rows: step_together(unet, spec.prediction, made(rows))
+        for rows in (1, TOGETHER)
+        for made in (arriving, encoded)
     }
+    works["together"] = lambda: run(unet, spec, arriving(TOGETHER))
     for steps in SHARE_STEPS:
         plan = replace(spec.plan(3), steps=steps)
         works[f"whole {steps}"] = lambda plan=plan: run(unet, spec, [trajectory_of(unet, spec, plan)])
@@ -154,10 +162,12 @@ def neighbor_figures(unet: UNet, spec: StageSpec, *, repeats: int) -> dict[str, 
             unet, spec, [trajectory_of(unet, spec, plan, num_neighbors=0)]
         )
     seconds = alternate(works, repeats=repeats)
-    encoding_s, whole_s = seconds["arriving"] - seconds["known"], seconds[f"whole {BASE_STEPS}"]
+    encoding_s, whole_s = seconds["arriving 1"] - seconds["encoded 1"], seconds[f"whole {BASE_STEPS}"]
+    together_s = seconds[f"arriving {TOGETHER}"] - seconds[f"encoded {TOGETHER}"]
     return {
         "neighbor_share": round(encoding_s / whole_s, 4),
         "neighbor_share_of_steps": {str(n): round(encoding_s / seconds[f"whole {n}"], 4) for n in SHARE_STEPS},
+        "neighbor_share_together": round(together_s / seconds["together"], 4),
         "neighbor_encoding_ms": round(encoding_s * 1e3, 2),
         "neighbor_reading_share": round((whole_s - seconds[f"without {BASE_STEPS}"] - encoding_s) / whole_s, 4),
         "trajectory_ms": round(whole_s * 1e3, 1),

@@ -146,6 +146,15 @@ def step_together(unet: UNet, prediction: Prediction, live: Sequence[Trajectory]
         _advance(trajectory, prediction, predictions)
 
 
+@torch.inference_mode()
+def encode_apart(unet: UNet, trajectory: Trajectory) -> None:
+    """Encode a trajectory's neighbors now, where no pass has: its next step has rows of its own alone."""
+    newcomers = trajectory.newcomers
+    if newcomers is not None and newcomers.encoded is None:
+        newcomers.encoded = unet.encode(newcomers)
+    _take_encoded([trajectory])
+
+
 def _newcomers(
     unet: UNet, live: Sequence[Trajectory], rows: Sequence[tuple[int, int]]
 ) -> list[tuple[Newcomers, list[int]]]:
@@ -154,10 +163,10 @@ def _newcomers(
     found = {id(t.newcomers): t.newcomers for t in live if t.newcomers is not None}
     taken, room = [], max(len(rows), NEWCOMERS)
     for newcomers in found.values():
-        if newcomers.x.shape[0] > room:
+        if newcomers.num_pictures > room:
             newcomers.encoded = unet.encode(newcomers)
             continue
-        room -= newcomers.x.shape[0]
+        room -= newcomers.num_pictures
         taken.append((newcomers, [row for row, (i, _) in enumerate(rows) if live[i].newcomers is newcomers]))
     _take_encoded(live)
     return taken

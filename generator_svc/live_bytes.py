@@ -54,7 +54,8 @@ def live_bytes(
 ) -> int:
     """Bytes that one order keeps while it lives in a stage: its condition, and x_t and x0 of each picture.
 
-    What a pass of the network takes on top is bounded by the stage's batch, not by this.
+    What a pass of the network takes on top is bounded by the stage's batch, not by this. Neighbors that wait for the order's
+    first step keep their pictures and captions, which are less than the keys and values that they then have.
 
     Args:
         num_tokens: of all its texts, the neighbors' captions excepted.

@@ -18,7 +18,7 @@ from torch import Tensor
 from common.diffusion.plan import Plan
 from common.images import to_unit
 from common.stages import StageSpec
-from common.trajectories import Trajectory, begin, noised_low_res, step_together, under_text
+from common.trajectories import Trajectory, begin, encode_apart, noised_low_res, step_together, under_text
 from common.unet.condition import Condition, Newcomers
 from common.unet.unet import UNet
 from generator_svc.live_bytes import LiveBytes, live_bytes
@@ -145,10 +145,12 @@ class StageEngine:
         """
         check_inputs(self.config, self.spec.size, plans, inputs)
         starts = inputs.start if inputs.start is not None else [None]
-        newcomers = self._newcomers(inputs)
+        neighbors = self._neighbors(inputs)
+        conditions = self._conditions(plans, inputs, neighbors)
+        later = neighbors if self._encodes_in_steps and neighbors.num_pictures else None
         trajectories = [
-            begin(plan, condition, negative=negative, newcomers=newcomers, start=starts[i % len(starts)])
-            for i, (plan, (condition, negative)) in enumerate(zip(plans, self._conditions(plans, inputs), strict=True))
+            begin(plan, condition, negative=negative, newcomers=later, start=starts[i % len(starts)])
+            for i, (plan, (condition, negative)) in enumerate(zip(plans, conditions, strict=True))
         ]
         return Job(trajectories=trajectories)
 
@@ -228,14 +230,25 @@ class StageEngine:
                 yield alike[first : first + self.max_batch]
 
     def _step(self, batch: list[tuple[Job, int, Trajectory]]) -> None:
+        if self._is_settled(batch):
+            return
+        # With neighbors in it a pass is larger, and they are one order's: whoever brings what cannot be encoded ends alone.
+        rest = [each for each in batch if self._encodes_apart(each[0], each[2])]
+        if rest:
+            self._is_settled(rest)
+
+    def _is_settled(self, batch: list[tuple[Job, int, Trajectory]]) -> bool:
+        """Step these trajectories together, or end their jobs; False: nothing is done, and neighbors may be why."""
         started = time.perf_counter()
         try:
             step_together(self._unet, self.spec.prediction, [trajectory for _, _, trajectory in batch])
         except Exception as error:  # e.g. the device is out of memory: these jobs end, the others go on
             log.exception("stage %d: a step of %d trajectories failed", self.spec.size, len(batch))
+            if any(trajectory.newcomers is not None for _, _, trajectory in batch):
+                return False  # not from here on: the error keeps what the pass has taken
             for job, _, _ in batch:
                 job.fail(error)
-            return
+            return True
         seconds = time.perf_counter() - started
         self._note_pass(len(batch), seconds)
         self._on_batch(len(batch), seconds)
@@ -243,6 +256,17 @@ class StageEngine:
             job.moved.append(Step(picture=picture, step=trajectory.step, x0=trajectory.x0))
             if trajectory.done and not job.is_over:
                 self._finish(job, picture, trajectory)
+        return True
+
+    def _encodes_apart(self, job: Job, trajectory: Trajectory) -> bool:
+        """Whether its neighbors are encoded now, if need be in a pass of their own; else the job has ended."""
+        try:
+            if not job.is_over:
+                encode_apart(self._unet, trajectory)
+        except Exception as error:
+            log.exception("stage %d: an order's neighbors could not be encoded", self.spec.size)
+            job.fail(error)
+        return not job.is_over
 
     def _finish(self, job: Job, picture: int, trajectory: Trajectory) -> None:
         x0 = trajectory.x_t.clamp(-1.0, 1.0).cpu().numpy()
@@ -254,7 +278,9 @@ class StageEngine:
             job.pictures = np.stack([job.finished[i] for i in range(len(job.trajectories))])
 
     @torch.inference_mode()
-    def _conditions(self, plans: Sequence[Plan], inputs: StageInputs) -> list[tuple[Condition, Condition | None]]:
+    def _conditions(
+        self, plans: Sequence[Plan], inputs: StageInputs, neighbors: Newcomers
+    ) -> list[tuple[Condition, Condition | None]]:
         """The condition of each plan, and the same under the negative text."""
         unet = self._unet
         given = [
@@ -265,7 +291,9 @@ class StageEngine:
         condition = unet.condition(
             text=self._floats(inputs.text)[None],
             text_mask=self._masks(inputs.text_mask)[None],
-            **self._neighbors(inputs),
+            neighbors=neighbors.pictures,
+            neighbor_text=neighbors.text,
+            neighbor_text_mask=neighbors.text_mask,
             neighbor_mask=torch.ones(1, len(inputs.neighbors), dtype=torch.bool, device=unet.device),
             low_res=low_res[0][0] if low_res else None,
             augmentation=low_res[0][1] if low_res else None,
@@ -279,19 +307,12 @@ class StageEngine:
             return [(condition, negative)] * len(plans)
         return [(_with_low_res(condition, *each), negative and _with_low_res(negative, *each)) for each in low_res]
 
-    @torch.inference_mode()
-    def _newcomers(self, inputs: StageInputs) -> Newcomers | None:
-        if not self._encodes_in_steps or not len(inputs.neighbors):
-            return None
-        pictures, text, mask = self._neighbors(inputs).values()
-        return self._unet.newcomers(pictures, text, mask)
-
-    def _neighbors(self, inputs: StageInputs) -> dict[str, Tensor]:
-        return {
-            "neighbors": self._floats(np.moveaxis(to_unit(inputs.neighbors), -1, 1))[None],
-            "neighbor_text": self._floats(inputs.neighbor_text)[None],
-            "neighbor_text_mask": self._masks(inputs.neighbor_text_mask)[None],
-        }
+    def _neighbors(self, inputs: StageInputs) -> Newcomers:
+        return Newcomers(
+            pictures=self._floats(np.moveaxis(to_unit(inputs.neighbors), -1, 1))[None],
+            text=self._floats(inputs.neighbor_text)[None],
+            text_mask=self._masks(inputs.neighbor_text_mask)[None],
+        )
 
     def _floats(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._unet.device, self._unet.dtype)

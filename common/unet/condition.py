@@ -63,20 +63,23 @@ class Condition:
 class Newcomers:
     """Sets of neighbors whose feature maps are not there yet: a pass of the U-Net makes them beside its own rows.
 
+    They wait as they came: behind the stem they would take more memory than their keys and values will.
+
     Attributes:
-        num_sets: B; N = B * K below.
-        x: the pictures behind the stem [N, C, H, W].
-        embedding: of no noise and the pooled caption [N, embedding_width].
-        text, text_mask: of the captions, for each text attention of the DStack; [N, L].
+        pictures: in [-1, 1] [B, K, 3, H, W], K at least 1.
+        text, text_mask: their captions' states [B, K, L, text_width]; true where there is a token [B, K, L].
         encoded: keys and values of the sets, as `Condition.neighbors` has them, once that pass is done.
     """
 
-    num_sets: int
-    x: Tensor
-    embedding: Tensor
-    text: tuple[KeysValues, ...]
+    pictures: Tensor
+    text: Tensor
     text_mask: Tensor
     encoded: tuple[KeysValues, ...] | None = None
+
+    @property
+    def num_pictures(self) -> int:
+        """Of all sets together."""
+        return self.pictures.shape[0] * self.pictures.shape[1]
 
 
 def concatenate(conditions: Sequence[Condition]) -> Condition:

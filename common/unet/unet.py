@@ -160,7 +160,7 @@ class UNet(nn.Module):
         batch, uses_neighbors = text.shape[0], self.config.uses_neighbors
         encoded: tuple[KeysValues, ...] = ()
         if uses_neighbors and not later and neighbors.shape[1]:
-            encoded = self.encode(self.newcomers(neighbors, neighbor_text, neighbor_text_mask))
+            encoded = self.encode(Newcomers(pictures=neighbors, text=neighbor_text, text_mask=neighbor_text_mask))
         elif uses_neighbors:
             encoded = self._no_keys_values(neighbors)
         offered, layers = self._offered(neighbor_text, neighbor_text_mask), self._layers(neighbors)
@@ -291,45 +291,42 @@ class UNet(nn.Module):
         centred = grid_places(*grid, placement.device) - 0.5
         return (1 + zoom) * centred + 0.5 + shift
 
-    def newcomers(self, pictures: Tensor, text: Tensor, text_mask: Tensor) -> Newcomers:
-        """Sets of at least one neighbor before the DStack, which reads each at t = 0 with its own caption.
-
-        Args: as `neighbors`, `neighbor_text` and `neighbor_text_mask` of `condition`.
-        """
-        flat, flat_text, flat_mask = pictures.flatten(0, 1), text.flatten(0, 1), text_mask.flatten(0, 1)
-        clean = torch.full((flat.shape[0],), LOG_SNR_MAX, device=pictures.device)
-        return Newcomers(
-            num_sets=pictures.shape[0],
-            x=self.stem(F.pixel_unshuffle(flat, self.config.patch)),
-            embedding=self.embed_noise(clean) + self._pool(flat_text, flat_mask),
-            text=self._text(self._text_attentions(self.dstack), flat_text),
-            text_mask=flat_mask if self.pool_text is not None else flat_mask[:, :0],
-        )
-
     def encode(self, newcomers: Newcomers) -> tuple[KeysValues, ...]:
         """What becomes of newcomers, by a pass of the DStack over nothing else."""
-        features = self.dstack(newcomers.x, newcomers.embedding, list(newcomers.text), newcomers.text_mask)
-        return self._keys_values(features, newcomers.num_sets)
+        x, embedding, text, mask = self._before_dstack(newcomers)
+        return self._keys_values(self.dstack(x, embedding, list(text), mask), newcomers.pictures.shape[0])
+
+    def _before_dstack(self, newcomers: Newcomers) -> tuple[Tensor, Tensor, tuple[KeysValues, ...], Tensor]:
+        """What the DStack reads of B sets of K: each picture at t = 0 with its own caption, [B * K, ...]."""
+        pictures, text = newcomers.pictures.flatten(0, 1), newcomers.text.flatten(0, 1)
+        mask = newcomers.text_mask.flatten(0, 1)
+        clean = torch.full((pictures.shape[0],), LOG_SNR_MAX, device=pictures.device)
+        return (
+            self.stem(F.pixel_unshuffle(pictures, self.config.patch)),
+            self.embed_noise(clean) + self._pool(text, mask),
+            self._text(self._text_attentions(self.dstack), text),
+            mask if self.pool_text is not None else mask[:, :0],
+        )
 
     def _down(
         self, x: Tensor, embedding: Tensor, condition: Condition, newcomers: Sequence[tuple[Newcomers, Sequence[int]]]
     ) -> list[Tensor]:
         """The DStack over rows of pictures, and over the newcomers, whose keys and values come into `condition`."""
         depth = len(self._text_attentions(self.dstack))
-        masks = [condition.text_mask, *(each.text_mask for each, _ in newcomers)]
-        texts = [condition.text[:depth], *(each.text for each, _ in newcomers)]
+        texts, masks = [condition.text[:depth]], [condition.text_mask]
         if newcomers:
+            xs, embeddings, their_texts, their_masks = zip(*(self._before_dstack(n) for n, _ in newcomers), strict=True)
+            texts, masks = [*texts, *their_texts], [*masks, *their_masks]
             length = max(mask.shape[1] for mask in masks)
             masks = [F.pad(mask, (0, length - mask.shape[1])) for mask in masks]
             pairs = (zip(*layer, strict=True) for layer in zip(*texts, strict=True))
             texts = [[tuple(torch.cat([_longer(t, length) for t in ts]) for ts in pair) for pair in pairs]]
-            x = torch.cat([x, *(each.x for each, _ in newcomers)])
-            embedding = torch.cat([embedding, *(each.embedding for each, _ in newcomers)])
+            x, embedding = torch.cat([x, *xs]), torch.cat([embedding, *embeddings])
         features = self.dstack(x, embedding, list(texts[0]), torch.cat(masks))
         first = condition.num_rows
         for each, rows in newcomers:
-            last = first + each.x.shape[0]
-            each.encoded = self._keys_values([f[first:last] for f in features], each.num_sets)
+            last = first + each.num_pictures
+            each.encoded = self._keys_values([f[first:last] for f in features], each.pictures.shape[0])
             for whole, new in zip(condition.neighbors, each.encoded, strict=True):
                 for of_rows, of_set in zip(whole, new, strict=True):
                     of_rows[list(rows), :, : of_set.shape[2]] = of_set

@@ -54,8 +54,9 @@ def order(unet: UNet, inputs: dict[str, Tensor], *, later: bool, pictures: int =
     with torch.inference_mode():
         condition = unet.condition(**inputs, later=later)
         negative = under_text(unet, condition, inputs["text"][:, :-1], inputs["text_mask"][:, :-1])
-        newcomers = unet.newcomers(*(inputs[name] for name in SETS)) if later else None
-    return [begin(plan(3 + i, seed + i), condition, negative=negative, newcomers=newcomers) for i in range(pictures)]
+        newcomers = Newcomers(pictures=inputs[SETS[0]], text=inputs[SETS[1]], text_mask=inputs[SETS[2]])
+    given = newcomers if later else None
+    return [begin(plan(3 + i, seed + i), condition, negative=negative, newcomers=given) for i in range(pictures)]
 
 
 def finish(unet: UNet, live: list[Trajectory]) -> list[Tensor]:
