@@ -205,10 +205,14 @@ class TritonClient:
                 said = "the admin key is missing, or is another's"
             raise LoadFailed(f"Triton at {self.address}: {said}") from None
 
+    async def rest(self, timeout_s: float) -> None:
+        """Wait until nothing that was left is under way any more, so many seconds at most."""
+        if self._left:
+            await asyncio.wait(set(self._left), timeout=timeout_s)
+
     async def close(self) -> None:
         """Close the connection; calls under way end."""
-        if self._left:
-            await asyncio.wait(set(self._left), timeout=CLOSE_S)
+        await self.rest(CLOSE_S)
         for task in set(self._left):
             task.cancel()
         await self._client.close()

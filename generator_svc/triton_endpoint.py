@@ -59,6 +59,7 @@ class Endpoint(Generic[T]):
         refused: the credentials that it did not take while it was in use with others.
         heard_at: time.monotonic() of its last answer or part of one.
         speaking: requests that have been answered in part: the model shows twice a second that it lives.
+        requests: who has one under way, and what is set when it is over.
     """
 
     client: TritonClient
@@ -71,7 +72,7 @@ class Endpoint(Generic[T]):
     refused: grpc.ChannelCredentials | None = None
     heard_at: float = float("-inf")
     speaking: int = 0
-    requests: set[asyncio.Task[object]] = field(default_factory=set)
+    requests: dict[asyncio.Task[object], asyncio.Event] = field(default_factory=dict)
     abandoned: set[asyncio.Task[object]] = field(default_factory=set)
     doubted: asyncio.Event = field(default_factory=asyncio.Event)
     watch: asyncio.Task[None] | None = None

@@ -19,7 +19,7 @@ import grpc
 
 from common.service.errors import DeadlineExceeded, ServiceError, Unavailable
 from generator_svc.triton_addresses import resolved
-from generator_svc.triton_client import TritonClient
+from generator_svc.triton_client import LEFT_S, TritonClient
 from generator_svc.triton_endpoint import Canary, Endpoint, EndpointPolicy, T
 from generator_svc.triton_errors import EndpointFailed
 from generator_svc.triton_metrics import TritonMetrics
@@ -76,6 +76,7 @@ class Endpoints(Generic[T]):
         self._taken_in = asyncio.Event()
         self._resolving: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
         self._random = random.Random()
 
     @property
@@ -95,6 +96,7 @@ class Endpoints(Generic[T]):
         if self._resolving:
             self._resolving.cancel()
             await asyncio.gather(self._resolving, return_exceptions=True)
+        self._ending.set()
         for address in list(self._endpoints):
             self._retire(address)
         await asyncio.gather(*self._retiring)
@@ -122,7 +124,7 @@ class Endpoints(Generic[T]):
         assert task is not None
         gauge = self._metrics.in_flight.labels(self.model, endpoint.address)
         endpoint.in_flight += 1
-        endpoint.requests.add(task)
+        over = endpoint.requests[task] = asyncio.Event()
         gauge.set(endpoint.in_flight)
         try:
             yield endpoint
@@ -138,7 +140,8 @@ class Endpoints(Generic[T]):
             raise EndpointFailed(f"{self._at(endpoint)} does not answer", kind="hung", is_down=True) from None
         finally:
             endpoint.in_flight -= 1
-            endpoint.requests.discard(task)
+            endpoint.requests.pop(task, None)
+            over.set()
             endpoint.abandoned.discard(task)
             if self._endpoints.get(endpoint.address) is endpoint:
                 gauge.set(endpoint.in_flight)
@@ -295,23 +298,34 @@ class Endpoints(Generic[T]):
             endpoint.watch = asyncio.create_task(self._watch(endpoint))
         for address in self._endpoints.keys() - found.keys():
             self._retire(address)
-        stale = [each for each in self._endpoints.values() if each.client.credentials is not credentials]
-        await asyncio.gather(*(self._reconnect(endpoint, credentials) for endpoint in stale))
+        wanted = {address: (name, credentials) for address, name in found.items()}
+        stale = [
+            each
+            for each in self._endpoints.values()
+            if (each.client.name, each.client.credentials) != wanted[each.address]
+        ]
+        await asyncio.gather(*(self._reconnect(endpoint, *wanted[endpoint.address]) for endpoint in stale))
 
-    async def _reconnect(self, endpoint: Endpoint[T], credentials: grpc.ChannelCredentials | None) -> None:
+    async def _reconnect(self, endpoint: Endpoint[T], name: str, credentials: grpc.ChannelCredentials | None) -> None:
         """From now on it is asked over a new connection; not where it is in use and refuses that one."""
         before = endpoint.client
-        client = unused = TritonClient(before.address, name=before.name, credentials=credentials)
+        client = TritonClient(before.address, name=name, credentials=credentials)
         try:
             if endpoint.is_in:
                 await client.check_ready(self.policy.canary_timeout_s)
-            endpoint.client, unused = client, before
+            endpoint.client = client
         except ServiceError as error:
             if endpoint.refused is not credentials:
                 log.error("connection kept", extra={"endpoint": self._at(endpoint), "reason": error.description})
             endpoint.refused = credentials
-        finally:  # after what is under way, a canary among it
-            self._close_after(unused, asyncio.sleep(self.policy.answer_s), *endpoint.requests)
+        finally:
+            if endpoint.client is before:
+                await client.close()
+            else:
+                # After what is under way, a canary among it, and what was left: its Triton serves on, and may end by a call
+                # that is cancelled. At the end of all endpoints there is no time for that.
+                canary = asyncio.wait_for(self._ending.wait(), self.policy.answer_s)
+                self._close_after(before, canary, *_ends(endpoint), left_s=LEFT_S)
 
     def _retire(self, address: str) -> None:
         """Choose an endpoint no more; it is closed when its last request has ended."""
@@ -322,11 +336,15 @@ class Endpoints(Generic[T]):
             self._on_change()
         assert endpoint.watch is not None
         endpoint.watch.cancel()
-        self._close_after(endpoint.client, endpoint.watch, *endpoint.requests)
+        self._close_after(endpoint.client, endpoint.watch, *_ends(endpoint))
 
-    def _close_after(self, client: TritonClient, *users: Awaitable[object]) -> None:
+    def _close_after(self, client: TritonClient, *users: Awaitable[object], left_s: float = 0.0) -> None:
         async def close() -> None:
             await asyncio.gather(*users, return_exceptions=True)
+            either = [asyncio.create_task(each) for each in (client.rest(left_s), self._ending.wait())]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            for each in either:
+                each.cancel()
             await client.close()
 
         closing = asyncio.create_task(close())
@@ -338,3 +356,8 @@ class Endpoints(Generic[T]):
 
     def _target(self, endpoint: Endpoint[T]) -> str:
         return f"{self.model}@{endpoint.address}"
+
+
+def _ends(endpoint: Endpoint[T]) -> list[Awaitable[object]]:
+    """Of the requests under way: not of the tasks that have asked them, one of which may be what closes the connections."""
+    return [over.wait() for over in endpoint.requests.values()]
