@@ -24,9 +24,10 @@ from typing import Literal
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from common.service.config import ConfigError
 from common.service.server import die_with_parent
 from deploy.local.children import ROOT, ChildFailed
-from generator_svc.channel_tls import ChannelTls
+from generator_svc.channel_tls import ChannelTls, fault_of
 from generator_svc.triton_client import ADMIN_HEADER
 
 INSTALLED = ROOT / "build" / "triton"
@@ -36,6 +37,7 @@ SHM_BYTES = 16 << 20  # of each model; grows by as much, and a 1024 picture take
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.05
+REFUSED_S = 2.0  # for which TLS fails with the same fault until that is believed: one that ends hangs up, too
 NICE = 10  # how much the stack's Triton yields to its other services, which answer while networks run
 STARTS = 2  # the Python backend aborts now and then while its stubs meet in shared memory (boost's lock_exception)
 _NO_ERRORS = (  # that Triton logs as errors
@@ -51,7 +53,7 @@ class TritonTls:
     """TLS of a tritonserver's gRPC: a folder with `tls.crt`, `tls.key` and `ca.crt`, as Secrets of Kubernetes have them.
 
     Attributes:
-        folder: read at the start alone; the certificate bears `localhost`.
+        folder: read at the start alone; the certificate bears `localhost`, and serves as that of a caller, too.
         is_mutual: whether callers have to show a certificate of `ca.crt`, too.
     """
 
@@ -69,7 +71,10 @@ class TritonTls:
     def credentials(self) -> grpc.ChannelCredentials:
         """What whoever started it asks it with: its own certificate. Raises ConfigError for files that cannot be used."""
         files = {name: self.folder / f"tls.{end}" for name, end in (("certificate", "crt"), ("key", "key"))}
-        return ChannelTls("tls", ca=self.folder / "ca.crt", **files).credentials()
+        try:
+            return ChannelTls("tls", ca=self.folder / "ca.crt", **files).credentials()
+        except ConfigError as error:  # there is one flag for the three
+            raise ConfigError(f"--tls: {str(error).partition(': ')[2]}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,7 @@ class TritonServer:
             raise ChildFailed(f"tritonserver: {home} is not there or has no stub; run `make triton`")
         self.log = settings.log
         self._drain_s = settings.drain_s
+        self._tls = settings.tls
         self._credentials = settings.tls.credentials() if settings.tls else None
         self._interpreters: dict[int, str] = {}  # models by process id, of all that were ever seen
         self._shm_prefix = f"reimagen-{settings.grpc_port or 'any'}-{secrets.token_hex(6)}"
@@ -177,19 +183,27 @@ class TritonServer:
         """Wait until it and all its models are ready.
 
         Raises:
-            ChildFailed: it ended, or is not ready in time; the message holds the error in its log.
+            ChildFailed: it ended, or is not ready in time; the message holds the error in its log. Or its certificate does not
+                let it be asked.
         """
-        give_up = time.monotonic() + timeout_s
+        give_up, refused_at = time.monotonic() + timeout_s, 0.0
         with self._channel() as channel:
             health = health_pb2_grpc.HealthStub(channel)
             while True:
                 self._note_interpreters()
                 if self._process.poll() is not None:
                     raise ChildFailed(f"tritonserver: ended with status {self._process.returncode}; {self.explain()}")
-                with suppress(grpc.RpcError):
+                fault = ""
+                try:
                     if _is_serving(health):
                         return
-                if time.monotonic() > give_up:
+                except grpc.RpcError as error:
+                    fault = fault_of((error.details() or "") if isinstance(error, grpc.Call) else "")
+                now = time.monotonic()
+                refused_at = (refused_at or now) if fault else 0.0
+                if self._tls and fault and now > refused_at + REFUSED_S:
+                    raise ChildFailed(f"tritonserver: asked as localhost with the files in {self._tls.folder}: {fault}")
+                if now > give_up:
                     raise ChildFailed(f"tritonserver: not ready in {timeout_s:g} s; {self.explain()}")
                 time.sleep(POLL_S)
 

@@ -16,6 +16,7 @@ import pytest
 import trustme
 
 from deploy.k8s import triton_canary
+from deploy.local import tritonserver
 from deploy.local.__main__ import main as local
 from deploy.local.children import ChildFailed
 from deploy.local.tritonserver import TritonServer, TritonSettings, TritonTls
@@ -250,7 +251,24 @@ def test_a_file_that_is_not_there_is_named_by_the_local_triton(
 ) -> None:
     told = ["serve-triton", f"--repository={tmp_path}", f"--log={tmp_path / 'log'}", f"--tls={tmp_path}"]
     assert local(told) == 2
-    assert f"{tmp_path / 'ca.crt'}: No such file or directory" in capfd.readouterr().err
+    assert f"--tls: {tmp_path / 'ca.crt'}: No such file or directory" in capfd.readouterr().err
+
+
+def test_a_certificate_that_it_cannot_be_asked_with_ends_the_local_triton(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than be waited for until its time to start is over."""
+    monkeypatch.setattr(tritonserver, "REFUSED_S", 0.2)
+    (tmp_path / "models").mkdir()
+    tls = TritonTls(folder=issue(place.authority, tmp_path / "files", "triton"))
+    server = TritonServer(
+        TritonSettings(repository=tmp_path / "models", log=tmp_path / "log", control="none", tls=tls, drain_s=0)
+    )
+    try:
+        with pytest.raises(ChildFailed, match=f"as localhost with the files in {tls.folder}: .*{NAMES}"):
+            server.wait_ready(15.0)
+    finally:
+        server.stop()
 
 
 def test_a_roll_out_over_mutual_tls(place: Place, host: Host, triton_repository: Path) -> None:
