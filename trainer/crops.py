@@ -9,6 +9,7 @@ import numpy as np
 from common.corpus import iter_pairs, read_manifest
 from common.files import replacing_folder
 from common.images import rasterize
+from trainer.array_file import array_file, write_array
 from trainer.dataset import Progress
 
 DRAWN_SIZE = 1024
@@ -27,12 +28,9 @@ def prepare_crops(corpus: Path, folder: Path, progress: Progress) -> None:
     if (target / "corpus.txt").is_file() and (target / "corpus.txt").read_text() == fingerprint:
         return
     total = -(-read_manifest(corpus).num_pairs // EVERY)
-    with replacing_folder(target) as temporary:
-        shape = (total * PER_PICTURE, CROP, CROP, 4)
-        pixels = np.lib.format.open_memmap(temporary / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+    with replacing_folder(target) as temporary, array_file(temporary / "pixels.npy", "|u1") as pixels:
         owners = np.repeat(np.arange(total) * EVERY, PER_PICTURE)
         rng = np.random.default_rng(0)
-        row = 0
         for number, pair in enumerate(iter_pairs(corpus)):
             if number % EVERY:
                 continue
@@ -40,10 +38,7 @@ def prepare_crops(corpus: Path, folder: Path, progress: Progress) -> None:
             corners = rng.integers(0, (DRAWN_SIZE - CROP) // 4 + 1, (3 * PER_PICTURE, 2)) * 4
             found = [full[top : top + CROP, left : left + CROP] for top, left in corners]
             found.sort(key=lambda crop: -float(crop[::4, ::4].std()))
-            for crop in found[:PER_PICTURE]:
-                pixels[row] = crop
-                row += 1
+            pixels.append(np.stack(found[:PER_PICTURE]))
             progress("crops", number // EVERY + 1, total)
-        pixels.flush()
-        np.save(temporary / "owners.npy", owners)
+        write_array(temporary / "owners.npy", owners)
         (temporary / "corpus.txt").write_text(fingerprint)

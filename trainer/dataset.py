@@ -6,10 +6,10 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from common.files import replacing_folder, write_json
 from common.images import rasterize, shrink
 from common.scenes import Scene, caption, sample_scene
 from common.text import TextEncoder
+from trainer.array_file import array_file, write_array
 
 RENDER_SIZE = 256
 NUM_SCENES = 4  # captions encoded per pair: the first is plain white, which is also the knowledge base's caption
@@ -187,20 +188,13 @@ def open_prepared(folder: Path) -> Prepared:
 
 def _render(pairs: Iterable[Pair], count: int, folder: Path, progress: Progress) -> None:
     sides = [RENDER_SIZE >> shift for shift in range(6)]  # 256 to 8: three grown sizes, and a small entity in each
-    with replacing_folder(folder) as temporary:
-        arrays = {
-            side: np.lib.format.open_memmap(
-                temporary / f"{side}.npy", mode="w+", dtype=np.uint8, shape=(count, side, side, 4)
-            )
-            for side in sides
-        }
+    with replacing_folder(folder) as temporary, ExitStack() as files:
+        arrays = {side: files.enter_context(array_file(temporary / f"{side}.npy", "|u1")) for side in sides}
         for i, pair in enumerate(pairs):
             full = rasterize(pair.image, pair.image_format, RENDER_SIZE)
-            for side in sides:
-                arrays[side][i] = full if side == RENDER_SIZE else shrink(full, RENDER_SIZE // side)
+            for side, array in arrays.items():
+                array.append((full if side == RENDER_SIZE else shrink(full, RENDER_SIZE // side))[None])
             progress("pictures", i + 1, count)
-        for array in arrays.values():
-            array.flush()
 
 
 def _spoken(pairs: Iterable[Pair]) -> Iterator[str]:
@@ -213,23 +207,12 @@ def _spoken(pairs: Iterable[Pair]) -> Iterator[str]:
 def _encode(texts: Iterable[str], count: int, folder: Path, encoder: TextEncoder, progress: Progress) -> None:
     """Write the states of `count` texts, end to end. Those of one chunk are all that is in memory."""
     offsets, remaining = [0], iter(texts)
-    with replacing_folder(folder) as temporary, (temporary / "states.npy").open("wb") as file:
+    with replacing_folder(folder) as temporary, array_file(temporary / "states.npy", "<f2") as file:
         while chunk := list(islice(remaining, CHUNK)):
             for states in _encoded(chunk, encoder, lambda done: progress("captions", len(offsets) - 1 + done, count)):
-                if len(offsets) == 1:
-                    _write_header(file, "<f2", 0, states.shape[1])
-                file.write(states.tobytes())  # `tofile` and `np.save` do not say where the disk is full
+                file.append(states)
                 offsets.append(offsets[-1] + len(states))
-        file.seek(0)
-        _write_header(file, "<f2", offsets[-1], states.shape[1])
-        with (temporary / "offsets.npy").open("wb") as lengths:
-            _write_header(lengths, "<i8", len(offsets))
-            lengths.write(np.array(offsets, "<i8").tobytes())
-
-
-def _write_header(file: IO[bytes], kind: str, *shape: int) -> None:
-    """NumPy leaves room in it for a first dimension of any length, so that it can be written again."""
-    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+        write_array(temporary / "offsets.npy", np.array(offsets, "<i8"))
 
 
 def _encoded(texts: Sequence[str], encoder: TextEncoder, progress: Callable[[int], None]) -> list[np.ndarray]:
@@ -240,6 +223,6 @@ def _encoded(texts: Sequence[str], encoder: TextEncoder, progress: Callable[[int
         chosen = order[start : start + BATCH]
         states, mask = encoder.encode([texts[i] for i in chosen])
         for row, i in enumerate(chosen):
-            encoded[i] = states[row][mask[row]].numpy().astype("<f2")
+            encoded[i] = states[row][mask[row]].numpy().astype(np.float16)
         progress(start + len(chosen))
     return encoded

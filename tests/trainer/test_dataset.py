@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from common.files import write_json
 from common.images import over_color, rasterize, shrink, to_unit
 from common.scenes import Scene, caption
 from tests.trainer.shapes import LetterEncoder, letters, shape_pairs, write_nearest, write_shapes
+from tests.trainer.test_array_file import files_of_at_most
 from trainer import dataset
 from trainer.batches import rng_of
 from trainer.dataset import NUM_SCENES, RENDER_SIZE, Prepared, open_prepared, prepare, scenes_of, spoken_caption
@@ -85,18 +85,14 @@ def test_captions_are_encoded_a_chunk_at_a_time(
 
 def test_a_full_disk_is_an_error(corpus_folder: Path, tmp_path: Path) -> None:
     """To the last byte: what does not fit is not taken for what was asked."""
-    written, most = tmp_path / "text", resource.getrlimit(resource.RLIMIT_FSIZE)
+    written = tmp_path / "text"
     texts = [pair.caption for pair in shape_pairs()]
     dataset._encode(texts, len(texts), written, LetterEncoder(width=2), silent)  # type: ignore[arg-type]
     sizes = {path.name: path.stat().st_size for path in written.iterdir()}
     assert sizes["states.npy"] > sizes["offsets.npy"] > 300
     for room in sizes["states.npy"] - 1, sizes["states.npy"] // 2, sizes["offsets.npy"] - 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, most[1]))
-        try:
-            with pytest.raises(OSError, match="File too large"):
-                dataset._encode(texts, len(texts), tmp_path / "again", LetterEncoder(width=2), silent)  # type: ignore[arg-type]
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        with files_of_at_most(room), pytest.raises(OSError, match="File too large"):
+            dataset._encode(texts, len(texts), tmp_path / "again", LetterEncoder(width=2), silent)  # type: ignore[arg-type]
         assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
