@@ -59,7 +59,7 @@ from generator_svc.export import ExportSettings, export
 from generator_svc.stage_backend import StageInfo
 from generator_svc.stage_engine import StageEngine
 from generator_svc.stage_runtime import StageRuntime
-from generator_svc.triton_endpoints import EndpointPolicy
+from generator_svc.triton_endpoint import EndpointPolicy
 from generator_svc.triton_metrics import TritonMetrics
 from generator_svc.triton_stage import TritonStage
 

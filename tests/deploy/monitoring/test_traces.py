@@ -19,7 +19,8 @@ from client.generator import GeneratorClient
 from common.service.errors import ServiceError
 from common.service.tracing import Tracing
 from deploy.local.knowledge_base import LIBRARY
-from generator_svc.triton_client import EndpointFailed, TritonClient
+from generator_svc.triton_client import TritonClient
+from generator_svc.triton_errors import EndpointFailed
 from tests.common.service.test_tracing import Collector
 from tests.generator_svc.asking import QUICK, draw
 from tests.generator_svc.tiny_stack import Host, generator_service, retrieval_service
