@@ -38,6 +38,12 @@ def generator_that_shows_nothing(m: Manifests) -> None:
         del configured(m, "generator")[f"{TRITON}{name}_FILE"]
 
 
+@breaks("encrypted")
+def generator_that_fills_its_log(m: Manifests) -> None:
+    (variable,) = (each for each in container(m, "generator")["env"] if each["name"] == "GRPC_VERBOSITY")
+    variable["value"] = "INFO"
+
+
 @breaks("encrypted", overlay="local-cpu")
 def generator_alone_with_tls(m: Manifests) -> None:
     configured(m, "generator")[f"{TRITON}CA_FILE"] = "/etc/reimagen/triton/ca.crt"

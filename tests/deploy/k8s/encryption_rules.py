@@ -52,6 +52,9 @@ def encrypted(manifests: Manifests) -> Iterator[str]:
     if bool(generator.retrieval_tls()) != bool(told["retrieval"].tls_certificate_file):
         yield "Deployment/generator: it and retrieval do not speak the same"
     for pod in pods(manifests):
+        verbosity = environment(pod.containers[0], manifests).get("GRPC_VERBOSITY")
+        if pod.name == "generator" and generator.triton_tls() and verbosity != "ERROR":
+            yield f"{pod.owner}: gRPC would write each handshake that fails"
         container = pod.spec["containers"][0]
         if container.get("command") == ["tritonserver"]:
             is_tls = any(word == "--grpc-use-ssl=true" for word in container["args"])
