@@ -24,7 +24,7 @@ RENDER_SIZE = 256
 NUM_SCENES = 4  # captions encoded per pair: the first is plain white, which is also the knowledge base's caption
 TAG = "2"
 BATCH = 256  # captions encoded together
-CHUNK = 32 * BATCH  # captions among which those of similar lengths are sought
+CHUNK = 8 * BATCH  # captions among which those of similar lengths are sought; all their states are in memory
 
 Progress = Callable[[str, int, int], None]
 """(task, done, total)."""
