@@ -30,6 +30,7 @@ from tests.generator_svc.triton_server import figure
 
 PASSES, LIVE = "reimagen_stage_passes_total", "reimagen_stage_live_requests"
 STEP_LIMIT = 1000
+SEVERAL = 6  # pictures, so that a pass of tiny networks takes longer than a message on a busy machine
 COUNTED_S = 1.2  # a stage tells its passes now and then
 QUEUE = """
 name: "slow"
@@ -282,7 +283,7 @@ def test_cancelling_stops_the_network_within_a_step(host: Host, triton_server: T
         async with asked(64, triton_server.address) as asking:
             await steps.begin()
             call = Call(is_cancelled=gone.is_set)
-            order = plans(64, 7, STEP_LIMIT), text_inputs(3, 2)
+            order = plans(64, 7, STEP_LIMIT, SEVERAL), text_inputs(3, 2)
             drawing = asyncio.create_task(asking.draw(*order, on_step=steps.on_step, call=call))
             await steps.begun.wait()
             drawing.cancel() if how == "task" else gone.set()
@@ -340,8 +341,9 @@ def test_a_deadline_ends_the_work_there_too(host: Host, triton_server: TritonSer
             await steps.begin()
             until = time.monotonic() + 0.5
             call = Call(time_remaining_s=lambda: until - time.monotonic())
+            order = plans(64, 7, STEP_LIMIT, SEVERAL), text_inputs(3, 2)
             with pytest.raises(DeadlineExceeded):
-                await asking.draw(plans(64, 7, STEP_LIMIT), text_inputs(3, 2), on_step=steps.on_step, call=call)
+                await asking.draw(*order, on_step=steps.on_step, call=call)
             late_s = time.monotonic() - until
             assert await steps.extra() <= 2
             assert asking.figure("reimagen_generator_triton_retries_total") == 0
