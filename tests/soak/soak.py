@@ -33,9 +33,10 @@ class SoakSettings:
     """How long, and how hard.
 
     Attributes:
-        seconds: of everything.
+        seconds: of everything; longer where the last fault ends so late that less than `calm_s` would be left.
         faulty_s: in which things are killed.
         warm_up_s: from then until memory is measured.
+        calm_s: at least so long nothing is killed at the end.
         num_callers: at once.
         faults: what breaks first, in this order; then it is drawn.
     """
@@ -44,6 +45,7 @@ class SoakSettings:
     seconds: float
     faulty_s: float
     warm_up_s: float = 0.0
+    calm_s: float = 0.0
     num_callers: int
     faults: tuple[Fault, ...] = ()
 
@@ -111,7 +113,7 @@ def soak(stack: SoakStack, settings: SoakSettings) -> Report:
                 report.struck.append(inflict(planned or next(faults), stack, callers, watches))
                 print(report.struck[-1], flush=True)
             calm = time.monotonic()
-            time.sleep(max(0.0, started + settings.seconds - calm))
+            time.sleep(max(settings.calm_s, started + settings.seconds - calm))
             report.growths = memory.growths(since=calm + settings.warm_up_s)
         finally:
             report.hanging = callers.stop()

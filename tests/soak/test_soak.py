@@ -26,6 +26,7 @@ WARM_UP_S = 125.0  # what is kept for those who ask again is kept for 120 s
 MEASURED_FROM_S = 500.0  # of a shorter soak, memory is told only
 MAX_GROWTH = 0.1  # of itself, over the time in which memory is measured: a quarter of the soak and more
 STRAYS_S = 10.0
+LEAST_CALM_S = 15.0  # in which a shorter soak looks at memory, however late its last fault was mended
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,7 @@ def settings() -> SoakSettings:
         seconds=SECONDS,
         faulty_s=SECONDS - calm_s,
         warm_up_s=0 if SECONDS < MEASURED_FROM_S else WARM_UP_S,
+        calm_s=LEAST_CALM_S,
         num_callers=6,
     )
 
