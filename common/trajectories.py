@@ -136,7 +136,7 @@ def step_together(unet: UNet, prediction: Prediction, live: Sequence[Trajectory]
     x_t = torch.stack([live[index].x_t for index, _ in rows]).contiguous(memory_format=torch.channels_last)
     log_snr = torch.tensor([float(live[index].table.log_snr[live[index].step]) for index, _ in rows], device=device)
     newcomers = _newcomers(unet, live, rows)
-    forward = partial(unet, newcomers=newcomers) if newcomers else unet  # compilers know no newcomers
+    forward = partial(unet.denoise, newcomers=newcomers) if newcomers else unet  # compilers know no newcomers
     said = forward(x_t.to(unet.dtype), log_snr, _conditions(live, rows), bold=True).float()
     _take_encoded(live)
     by_trajectory: list[dict[int, Tensor]] = [{} for _ in live]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.unet.condition import Condition, Newcomers
+from common.unet.condition import Condition
 from common.unet.unet import UNet
 
 Compiler = Literal["none", "inductor", "graphs"]
@@ -53,17 +53,8 @@ class Padded:
         self._forward = forward
         self._rows = rows
 
-    def __call__(
-        self,
-        x_t: Tensor,
-        log_snr: Tensor,
-        condition: Condition,
-        *,
-        bold: bool = False,
-        newcomers: Sequence[tuple[Newcomers, Sequence[int]]] = (),
-    ) -> Tensor:
-        """Same as `UNet.forward`; neighbors are encoded before, since with them each pass would have a shape of its own."""
-        assert not newcomers
+    def __call__(self, x_t: Tensor, log_snr: Tensor, condition: Condition, *, bold: bool = False) -> Tensor:
+        """Same as `UNet.forward`, which knows no newcomers: with them each pass would have a shape of its own."""
         count = x_t.shape[0]
         missing = _at_least(count, self._rows) - count
         condition = _padded(condition)

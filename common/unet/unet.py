@@ -232,17 +232,9 @@ class UNet(nn.Module):
             else self.copy(drawn, x, laid, weights, log_snr if bold else None)
         )
 
-    def forward(
-        self,
-        x_t: Tensor,
-        log_snr: Tensor,
-        condition: Condition,
-        *,
-        bold: bool = False,
-        newcomers: Sequence[tuple[Newcomers, Sequence[int]]] = (),
-    ) -> Tensor:
-        """Same as `denoise`, so that wrappers which hook `forward` (compilers, data parallel) see it."""
-        return self.denoise(x_t, log_snr, condition, bold=bold, newcomers=newcomers)
+    def forward(self, x_t: Tensor, log_snr: Tensor, condition: Condition, *, bold: bool = False) -> Tensor:
+        """Same as `denoise` without newcomers, so that wrappers which hook `forward` (compilers, data parallel) see it."""
+        return self.denoise(x_t, log_snr, condition, bold=bold)
 
     def _weights(self, x_t: Tensor, log_snr: Tensor, condition: Condition, laid: Laid) -> Tensor:
         """Logarithms of the laid neighbors' weights against one another [B, K, H, W]."""
